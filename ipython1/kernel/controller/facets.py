@@ -1,0 +1,104 @@
+"""What each FURL may do, as a table; and the doors behind the FURLs.
+
+A FURL is a capability. Its door lets in only the kinds of peers named here,
+and a peer may send only the records of its kind; of the questions (`Ask`),
+only those named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zope.interface import implementer
+
+from ipython1 import __version__
+from ipython1.kernel.error import WireError
+from ipython1.kernel.interfaces import IDoor, ILink, ILinkSink
+from ipython1.kernel.wire import records
+from ipython1.kernel.wire.records import PROTOCOL, Hello, Refusal, Welcome, decode_as, encode, pack
+
+#: FURL -> the kinds of peers that may come in through it.
+ADMITTED: Mapping[str, frozenset[str]] = {
+    "multiengine": frozenset({"multiengine", "view"}),
+    "task": frozenset({"task"}),
+    "view": frozenset({"view"}),
+    "engine": frozenset({"engine", "nanny"}),
+}
+
+_LOOK = frozenset({"status", "queue_status"})
+
+#: Kind of peer -> the records it may send.
+RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
+    "multiengine": frozenset(
+        {
+            records.Submit,
+            records.Cancel,
+            records.Interrupt,
+            records.Fetch,
+            records.Forget,
+            records.Chunk,
+            records.Grant,
+            records.Ask,
+        }
+    ),
+    "task": frozenset({records.Ask}),
+    "view": frozenset({records.Ask}),
+    "engine": frozenset({records.Result, records.Event, records.Chunk, records.Grant}),
+    "nanny": frozenset({records.Exited, records.Usage}),
+}
+
+#: Kind of peer -> the questions it may ask.
+QUESTIONS: Mapping[str, frozenset[str]] = {
+    "multiengine": _LOOK | {"clear_queue", "signal", "restart", "kill", "scale", "cancel"},
+    "task": frozenset({"queue_status"}),
+    "view": _LOOK,
+    "engine": frozenset(),
+    "nanny": frozenset(),
+}
+
+
+@implementer(IDoor)
+class Door:
+    """Answers the hellos that come in through one FURL.
+
+    Parameters
+    ----------
+    furl_kind : str
+        Key of `ADMITTED`.
+    admit : callable
+        Given a checked `Hello`, its detail map and the link, returns the sink,
+        whether the session goes on, the last number received, and the welcome map.
+    """
+
+    def __init__(
+        self,
+        furl_kind: str,
+        admit: Callable[[Hello, dict[str, Any], ILink], tuple[ILinkSink, bool, int, dict[str, Any]]],
+    ) -> None:
+        self._furl_kind = furl_kind
+        self._admit = admit
+
+    def knock(self, hello: bytes, link: ILink) -> tuple[bytes, ILinkSink | None]:
+        """Answer a hello: see `IDoor`."""
+        try:
+            record = decode_as(Hello, hello)
+            if record.protocol != PROTOCOL or _series(record.version) != _series(__version__):
+                return _refusal("VersionMismatch", theirs=__version__, ours=record.version)
+            if record.kind not in ADMITTED[self._furl_kind]:
+                what = f"connecting as {record.kind}: it is the {self._furl_kind} FURL"
+                return _refusal("NotAllowed", what=what)
+            if len(record.session) < 32:
+                raise WireError(reason="a session id has at least 32 characters")
+            sink, resumed, received, detail = self._admit(record, records.unpack_map(record.detail), link)
+        except (WireError, KeyError, TypeError, ValueError) as error:
+            return _refusal("NotAllowed", what=f"this hello ({error})")
+        return encode(Welcome(__version__, resumed, received, pack(detail))), sink
+
+
+def _series(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def _refusal(reason: str, **facts: Any) -> tuple[bytes, None]:
+    return encode(Refusal(reason, pack(facts))), None

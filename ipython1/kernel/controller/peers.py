@@ -1,0 +1,67 @@
+"""The ends of the sessions that the controller holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ipython1.kernel.error import WireError
+from ipython1.kernel.interfaces import ILink, ILinkSink
+from ipython1.kernel.wire.records import Record, decode, encode
+from ipython1.kernel.wire.session import Session
+
+#: Bytes kept for a peer that is away; past that it asks again when it is back.
+AWAY_BYTES = 64 * 1024 * 1024
+
+log = Logger()
+
+
+@implementer(ILinkSink)
+@dataclass(eq=False)
+class Peer:
+    """A client, engine or nanny, linked or away.
+
+    `handle` takes each record; `on_away` hears that the link is gone,
+    `on_overflow` that too much waits for a peer that is away.
+    """
+
+    kind: str
+    key: str  # client id, engine uuid or nanny uuid
+    session: Session
+    handle: Callable[[Peer, Record, bytes], None]
+    on_away: Callable[[Peer], None]
+    on_overflow: Callable[[Peer], None]
+
+    def send(self, record: Record) -> None:
+        """Queue a record for the peer."""
+        self.session.send(encode(record))
+
+    def post(self, raw: bytes) -> None:
+        """Queue an encoded record that can be asked for again, should the peer be away too long."""
+        self.session.send(raw)
+        if self.session.outbox_bytes > AWAY_BYTES and not self.session.linked:
+            self.on_overflow(self)
+
+    def receive(self, raw: bytes) -> None:
+        """Take a record from the session."""
+        self.handle(self, decode(raw), raw)
+
+    # -- ILinkSink, between a link and the session ---------------------------------
+
+    def batch_received(self, batch: bytes) -> None:
+        """Pass on; malformed bytes end the link, not the session."""
+        try:
+            self.session.batch_received(batch)
+        except WireError as error:
+            log.warn("{kind} {key}: {error}", kind=self.kind, key=self.key, error=error)
+            raise
+
+    def link_lost(self, link: ILink) -> None:
+        """Pass on, and tell the owner where this was the present link."""
+        was_linked = self.session.linked
+        self.session.link_lost(link)
+        if was_linked and not self.session.linked:
+            self.on_away(self)

@@ -1,0 +1,173 @@
+"""What clients ask of the controller itself, and the orders to nannies."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ipython1.kernel.controller.peers import Peer
+from ipython1.kernel.controller.registry import Engine, Registry
+from ipython1.kernel.controller.router import Router
+from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
+from ipython1.kernel.wire.records import Answer, Ask, Order, encode_failure, pack, unpack_map
+
+#: Seconds that nannies have to leave when the cluster is shut down.
+LEAVE_TIME = 5.0
+LEAVE_POLL = 0.05
+
+
+class Questions:
+    """Answers each `Ask` at once.
+
+    Parameters
+    ----------
+    registry, router
+        The state of the cluster.
+    nannies : callable
+        The nannies that can take orders.
+    shut_down : callable
+        Ends the whole cluster.
+    clock : IReactorTime
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        router: Router,
+        nannies: Callable[[], list[Peer]],
+        shut_down: Callable[[], None],
+        clock: Any,
+    ) -> None:
+        self._registry = registry
+        self._router = router
+        self._nannies = nannies
+        self._shut_down = shut_down
+        self._clock = clock
+        self._leave_call: Any = None
+        self._answers: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+            "status": lambda body: self.status(),
+            "queue_status": self._queue_status,
+            "clear_queue": self._clear_queue,
+            "signal": self._signal,
+            "restart": self._restart,
+            "kill": self._kill,
+            "scale": self._scale,
+            "cancel": self._cancel,
+        }
+
+    def ask(self, peer: Peer, ask: Ask) -> None:
+        """Answer a question; what it lacks or what fails is the answer."""
+        try:
+            value = self._answers[ask.what](unpack_map(ask.body))
+        except IPython1Error as error:
+            self.answer_failure(peer, ask.id, RemoteFailure(type(error).__name__, str(error)))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"bad arguments for {ask.what!r}: {error!r}"
+            self.answer_failure(peer, ask.id, RemoteFailure("WireError", str(WireError(reason=reason))))
+        else:
+            peer.send(Answer(ask.id, True, pack(value)))
+
+    def answer_failure(self, peer: Peer, id: str, failure: RemoteFailure) -> None:
+        """Answer with an error."""
+        peer.send(Answer(id, False, encode_failure(failure)))
+
+    def status(self) -> list[dict[str, Any]]:
+        """One map an engine."""
+        table = []
+        for engine in self._registry:
+            running = engine.queue.running
+            table.append(
+                {
+                    **engine.facts(),
+                    "cpu": engine.cpu,
+                    "rss": engine.rss,
+                    "running": running.label or running.op if running else None,
+                    "since": running.since if running else engine.since,
+                    "queue": len(engine.queue.queued),
+                }
+            )
+        return table
+
+    def _queue_status(self, body: dict[str, Any]) -> list[Any]:
+        status = []
+        for engine in self._named(body):
+            running = engine.queue.running
+            queued = [command.label or command.op for command in engine.queue.queued]
+            status.append(
+                [engine.id, {"queue": queued, "pending": running.label or running.op if running else None}]
+            )
+        return status
+
+    def _clear_queue(self, body: dict[str, Any]) -> int:
+        return self._router.cancel((), [engine.id for engine in self._named(body)], "QueueCleared")
+
+    def _cancel(self, body: dict[str, Any]) -> int:
+        targets = body.get("targets") or [engine.id for engine in self._registry]
+        return self._router.cancel((str(body["id"]),), targets, "TaskAborted")
+
+    def _signal(self, body: dict[str, Any]) -> None:
+        number = signal.Signals(int(body["number"]))
+        for engine in self._named(body):
+            self._order(engine, "signal", number)
+
+    def _restart(self, body: dict[str, Any]) -> None:
+        for engine in self._named(body):
+            self._order(engine, "restart")
+
+    def _kill(self, body: dict[str, Any]) -> None:
+        if body.get("controller"):
+            self._shut_down()
+        else:
+            for engine in self._named(body):
+                self._order(engine, "stop")
+
+    def _scale(self, body: dict[str, Any]) -> None:
+        wanted = int(body["n"])
+        if wanted < 0:
+            raise ValueError("n is negative")
+        engines = list(self._registry)
+        if wanted < len(engines):
+            for engine in engines[wanted:]:
+                self._order(engine, "stop")
+            return
+        nannies = self._nannies()
+        if not nannies:
+            raise LaunchError(what="An engine", reason="no nanny is connected; run ipcluster engines -n 1")
+        # The least loaded host first.
+        load = {nanny: sum(engine.nanny == nanny.key for engine in engines) for nanny in nannies}
+        for _ in range(wanted - len(engines)):
+            nanny = min(nannies, key=lambda nanny: load[nanny])
+            load[nanny] += 1
+            nanny.send(Order("start", "", 1))
+
+    def _named(self, body: dict[str, Any]) -> list[Engine]:
+        engines = [self._registry.get(int(target)) for target in body["targets"]]
+        return [engine for engine in engines if engine is not None]
+
+    def _order(self, engine: Engine, what: str, number: int = 0) -> None:
+        for nanny in self._nannies():
+            if nanny.key == engine.nanny:
+                nanny.send(Order(what, engine.uuid, number))
+                return
+        reason = "its nanny cannot be reached, so it takes no signals now"
+        raise LaunchError(f"Engine {engine.id} was left alone: {reason}.")
+
+    # -- leaving ------------------------------------------------------------------
+
+    def when_nannies_left(self, done: Callable[[], None]) -> None:
+        """Call `done` when no nanny is connected any more, or `LEAVE_TIME` has passed."""
+        self._poll_leaving(done, self._clock.seconds() + LEAVE_TIME)
+
+    def _poll_leaving(self, done: Callable[[], None], deadline: float) -> None:
+        self._leave_call = None
+        if not self._nannies() or self._clock.seconds() >= deadline:
+            done()
+        else:
+            self._leave_call = self._clock.callLater(LEAVE_POLL, self._poll_leaving, done, deadline)
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._leave_call is not None:
+            self._leave_call.cancel()
+            self._leave_call = None

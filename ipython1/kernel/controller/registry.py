@@ -1,0 +1,171 @@
+"""Which engines there are: ids, arrivals, absences, departures.
+
+=============  =============================  =====================================
+state          input                          next state
+=============  =============================  =====================================
+(none)         register                       ready, with the wanted or lowest id
+(none)         await_return (old id)          awaited
+ready          link lost                      away
+away, awaited  register (same id)             ready
+away           link back                      ready
+ready, away    died, to be replaced           restarting, keeps its id
+any            died                           gone, its id is free
+restarting     register (same id)             ready
+=============  =============================  =====================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipython1.kernel.controller.queue import EngineQueue
+
+#: Start failures remembered for clients that wait for engines.
+FAILURES_KEPT = 10
+#: Uuids of dead engines remembered, so that a death is told once.
+DEATHS_KEPT = 1000
+
+
+@dataclass(slots=True)
+class Engine:
+    """One engine id and the process behind it."""
+
+    id: int
+    queue: EngineQueue
+    uuid: str = ""
+    host: str = ""
+    pid: int = 0
+    nanny: str = ""
+    state: str = "ready"
+    since: float = 0.0  # when the state began, wall clock
+    restarts: int = 0
+    cpu: float = 0.0  # percent
+    rss: int = 0  # bytes
+    send: Callable[[bytes], None] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What clients may know."""
+        return {
+            "id": self.id,
+            "uuid": self.uuid,
+            "host": self.host,
+            "pid": self.pid,
+            "state": self.state,
+            "restarts": self.restarts,
+        }
+
+
+@dataclass
+class Registry:
+    """The engine table.
+
+    Parameters
+    ----------
+    now : callable
+        Wall-clock time in seconds.
+    changed : callable
+        Called after each change of the table.
+    """
+
+    now: Callable[[], float]
+    changed: Callable[[], None]
+    failures: list[tuple[int, str, str]] = field(default_factory=list)
+    _engines: dict[int, Engine] = field(default_factory=dict)
+    _by_uuid: dict[str, Engine] = field(default_factory=dict)
+    _deaths: dict[str, None] = field(default_factory=dict)
+    _failure_count: int = 0
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter([self._engines[id] for id in sorted(self._engines)])
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def get(self, id: int) -> Engine | None:
+        """The engine with this id."""
+        return self._engines.get(id)
+
+    def by_uuid(self, uuid: str) -> Engine | None:
+        """The engine that is this process."""
+        return self._by_uuid.get(uuid)
+
+    def is_dead(self, uuid: str) -> bool:
+        """Whether the death of this process was told."""
+        return uuid in self._deaths
+
+    def await_return(self, id: int) -> Engine:
+        """Make room for an engine that was there before this controller was."""
+        engine = self._engines[id] = Engine(id, EngineQueue(self.now), state="awaited", since=self.now())
+        self.changed()
+        return engine
+
+    def register(
+        self, *, uuid: str, wanted: int, host: str, pid: int, nanny: str, send: Callable[[bytes], None]
+    ) -> Engine:
+        """An engine process is there, new or again."""
+        engine = self._by_uuid.get(uuid)
+        if engine is None:
+            engine = self._engines.get(wanted)
+            if engine is None or engine.state not in ("awaited", "restarting"):
+                id = wanted if wanted >= 0 and engine is None else self._lowest_free()
+                engine = self._engines[id] = Engine(id, EngineQueue(self.now))
+            engine.uuid, engine.host, engine.pid, engine.nanny = uuid, host, pid, nanny
+            self._by_uuid[uuid] = engine
+        engine.send = send
+        self._set(engine, "ready")
+        return engine
+
+    def away(self, engine: Engine) -> None:
+        """The engine's link is gone; the engine may come back."""
+        if engine.state == "ready":
+            self._set(engine, "away")
+
+    def back(self, engine: Engine) -> None:
+        """The engine's link is there again."""
+        if engine.state == "away":
+            self._set(engine, "ready")
+
+    def died(self, uuid: str, replaced: bool) -> Engine | None:
+        """The process is gone. Returns its engine, the first time this is told."""
+        if uuid in self._deaths:
+            return None
+        self._deaths[uuid] = None
+        if len(self._deaths) > DEATHS_KEPT:
+            del self._deaths[next(iter(self._deaths))]
+        engine = self._by_uuid.pop(uuid, None)
+        if engine is None:
+            return None
+        engine.send = None
+        engine.cpu, engine.rss = 0.0, 0
+        if replaced:
+            engine.restarts += 1
+            self._set(engine, "restarting")
+        else:
+            self.remove(engine)
+        return engine
+
+    def remove(self, engine: Engine) -> None:
+        """The engine id is free again."""
+        if self._engines.get(engine.id) is engine:
+            del self._engines[engine.id]
+            self._by_uuid.pop(engine.uuid, None)
+            self.changed()
+
+    def start_failed(self, cause: str, output: str) -> None:
+        """An engine died before it ever registered."""
+        self._failure_count += 1
+        self.failures = [*self.failures, (self._failure_count, cause, output)][-FAILURES_KEPT:]
+        self.changed()
+
+    def _lowest_free(self) -> int:
+        id = 0
+        while id in self._engines:
+            id += 1
+        return id
+
+    def _set(self, engine: Engine, state: str) -> None:
+        engine.state = state
+        engine.since = self.now()
+        self.changed()

@@ -1,0 +1,197 @@
+"""Bulk bytes: parts too large for a record, in chunks with a window.
+
+The sender keeps a few chunks of each blob on the way and goes on as the final
+receiver grants more, so that control records stand between the chunks and
+nothing in the middle has to store a whole blob.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Union
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from ipython1.kernel.interfaces import IBlobStore
+from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Part, Record
+
+#: Bytes of one blob on the way, at most.
+WINDOW = 4 * CHUNK_SIZE
+#: Blobs of one sender on the way at the same time, at most.
+ACTIVE = 8
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+
+class _Outgoing:
+    """A blob on its way: all before `sent` is with the session, all before `granted` with the receiver."""
+
+    __slots__ = ("data", "granted", "sent")
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.sent = 0
+        self.granted = 0
+
+
+class _Incoming:
+    """A blob that arrives: `data` is filled up to `have`."""
+
+    __slots__ = ("data", "deferreds", "have")
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+        self.have = 0
+        self.deferreds: list[Deferred[Buffer]] = []
+
+
+@implementer(IBlobStore)
+class ChunkStore:
+    """Sends and receives blobs as `Chunk` records over one session.
+
+    Parameters
+    ----------
+    send : callable
+        Takes a record for the peer.
+    """
+
+    def __init__(self, send: Callable[[Record], None]) -> None:
+        self._send = send
+        self._held: dict[str, memoryview] = {}
+        self._outgoing: dict[str, _Outgoing] = {}
+        self._waiting: deque[str] = deque()
+        self._incoming: dict[str, _Incoming] = {}
+
+    # -- sending --------------------------------------------------------------
+
+    def offer(self, blob: str, data: memoryview) -> None:
+        """Send `data` (bytes, not changed any more) as `blob`, and hold it until `release`."""
+        self._held[blob] = data
+        self._outgoing.pop(blob, None)
+        self._waiting.append(blob)
+        self._start_waiting()
+
+    def release(self, blob: str) -> None:
+        """Nobody will want `blob` any more."""
+        self._held.pop(blob, None)
+        if self._outgoing.pop(blob, None) is not None:
+            self._start_waiting()
+
+    def session_lost(self) -> None:
+        """The peer knows nothing any more: what is held will be offered anew."""
+        self._outgoing.clear()
+        self._waiting.clear()
+
+    def grant_received(self, grant: Grant) -> None:
+        """The receiver took all before an offset (less than before: it begins anew), or stops."""
+        data = self._held.get(grant.blob)
+        if data is None:
+            return
+        outgoing = self._outgoing.get(grant.blob)
+        if grant.offset < 0 or grant.offset >= len(data):
+            if outgoing is not None:
+                del self._outgoing[grant.blob]
+                self._start_waiting()
+            return
+        if outgoing is None:
+            outgoing = self._outgoing[grant.blob] = _Outgoing(data)
+        if grant.offset < outgoing.granted:
+            outgoing.sent = grant.offset
+        outgoing.granted = grant.offset
+        outgoing.sent = max(outgoing.sent, grant.offset)
+        self._go_on(grant.blob, outgoing)
+
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self._outgoing) < ACTIVE:
+            blob = self._waiting.popleft()
+            if blob in self._held and blob not in self._outgoing:
+                self._outgoing[blob] = outgoing = _Outgoing(self._held[blob])
+                self._go_on(blob, outgoing)
+
+    def _go_on(self, blob: str, outgoing: _Outgoing) -> None:
+        while outgoing.sent < len(outgoing.data) and outgoing.sent - outgoing.granted < WINDOW:
+            data = bytes(outgoing.data[outgoing.sent : outgoing.sent + CHUNK_SIZE])
+            self._send(Chunk(blob, outgoing.sent, data))
+            outgoing.sent += len(data)
+
+    # -- receiving --------------------------------------------------------------
+
+    def expect(self, blob: str, size: int) -> Deferred[Buffer]:
+        """The bytes of `blob`, of which `size` will come; asks for what is missing, also again."""
+        incoming = self._incoming.get(blob)
+        if incoming is None:
+            incoming = self._incoming[blob] = _Incoming(size)
+        deferred: Deferred[Buffer] = Deferred()
+        incoming.deferreds.append(deferred)
+        self.ask_again(blob)
+        return deferred
+
+    def ask_again(self, blob: str) -> None:
+        """Tell the sender how far an expected blob is."""
+        if blob in self._incoming:
+            self._send(Grant(blob, self._incoming[blob].have))
+
+    def drop(self, blob: str) -> None:
+        """Expect `blob` no longer."""
+        self._incoming.pop(blob, None)
+
+    def chunk_received(self, chunk: Chunk) -> None:
+        """Take a chunk; one of a blob not expected is refused, a repeated one dropped."""
+        incoming = self._incoming.get(chunk.blob)
+        if incoming is None:
+            self._send(Grant(chunk.blob, -1))
+            return
+        end = chunk.offset + len(chunk.data)
+        if chunk.offset == incoming.have and end <= len(incoming.data):
+            incoming.data[chunk.offset : end] = chunk.data
+            incoming.have = end
+        self._send(Grant(chunk.blob, incoming.have))
+        if incoming.have == len(incoming.data):
+            del self._incoming[chunk.blob]
+            for deferred in incoming.deferreds:
+                deferred.callback(incoming.data)
+
+
+def split_parts(
+    parts: Iterable[Buffer], name: str, inline_limit: int
+) -> tuple[tuple[Part, ...], dict[str, memoryview]]:
+    """Record parts, and the blobs to offer for those of at least `inline_limit` bytes.
+
+    Everything is copied once: what the caller does to its objects afterwards
+    changes nothing. Blobs are called ``name/0``, ``name/1``, ...
+    """
+    split: list[Part] = []
+    blobs: dict[str, memoryview] = {}
+    inline = 0
+    for part in parts:
+        data = part if type(part) is bytes else bytes(part)
+        if len(data) + inline >= inline_limit and len(data) > 1024:
+            ref = BlobRef(f"{name}/{len(blobs)}", len(data))
+            blobs[ref.blob] = memoryview(data)
+            split.append(ref)
+        else:
+            inline += len(data)
+            split.append(data)
+    return tuple(split), blobs
+
+
+def gather_parts(store: Any, parts: Sequence[Part], done: Callable[[list[Buffer]], None]) -> None:
+    """Call `done` with all `parts` as buffers, at once where no blob is among them."""
+    buffers: list[Any] = list(parts)
+    missing = [i for i, part in enumerate(parts) if isinstance(part, BlobRef)]
+    if not missing:
+        done(buffers)
+        return
+    left = len(missing)
+
+    def arrived(data: Buffer, index: int) -> None:
+        nonlocal left
+        buffers[index] = data
+        left -= 1
+        if not left:
+            done(buffers)
+
+    for index in missing:
+        store.expect(*parts[index]).addCallback(arrived, index)

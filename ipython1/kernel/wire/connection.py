@@ -1,0 +1,221 @@
+"""Keeps one session with the controller alive: dials, resumes, dials again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ipython1 import __version__
+from ipython1.kernel import error
+from ipython1.kernel.error import ConnectionFailed, IPython1Error, WireError
+from ipython1.kernel.interfaces import IDialer, ILink, ILinkSink
+from ipython1.kernel.wire.records import (
+    PROTOCOL,
+    Hello,
+    Record,
+    Refusal,
+    Welcome,
+    decode,
+    encode,
+    pack,
+    unpack_map,
+)
+from ipython1.kernel.wire.session import Session
+
+#: Seconds before the second, and between later attempts to dial.
+FIRST_DELAY = 0.05
+MAX_DELAY = 5.0
+#: Seconds that closing waits for the last records to arrive.
+DRAIN_TIME = 2.0
+
+#: Refused for good: dialling again would not help.
+FINAL = (error.NotAllowed, error.WrongController, error.VersionMismatch, error.BadFURL)
+
+log = Logger()
+
+
+@implementer(ILinkSink)
+class Connection:
+    """One session with the controller, over as many links as it takes.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+    dialer : IDialer
+    kind : str
+        What we are: multiengine, task, view, engine or nanny.
+    detail : callable
+        Returns the map that goes with each `Hello`.
+    receive : callable
+        Called with each record, decoded and encoded.
+    welcomed : callable
+        Called with the map of each `Welcome`, and whether the session goes on:
+        where it does not, the peer knows nothing of what was said before.
+    lost : callable
+        Called once with the reason, when there will be no connection any more.
+    grace : float
+        Seconds to go on dialling after a link was lost.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        dialer: IDialer,
+        kind: str,
+        *,
+        detail: Callable[[], dict[str, Any]],
+        receive: Callable[[Record, bytes], None],
+        welcomed: Callable[[dict[str, Any], bool], None],
+        lost: Callable[[Exception], None],
+        grace: float,
+    ) -> None:
+        self._clock = clock
+        self._dialer = dialer
+        self._kind = kind
+        self._detail = detail
+        self._on_record = receive
+        self._on_welcome = welcomed
+        self._on_lost = lost
+        self._grace = grace
+        self._session = Session(clock, self._receive)
+        self._fresh = True  # nothing was said in this session yet
+        self._early: list[bytes] | None = None  # batches that overtook the welcome
+        self._delay = FIRST_DELAY
+        self._give_up_at = 0.0
+        self._redial: Any = None
+        self._stopped = False
+
+    @property
+    def linked(self) -> bool:
+        """Whether the controller is reachable now."""
+        return self._session.linked
+
+    def start(self, patience: float = 0.0) -> None:
+        """Dial; first failures are tried again for `patience` seconds."""
+        self._give_up_at = self._clock.seconds() + patience
+        self._dial()
+
+    def send(self, record: Record) -> None:
+        """Queue a record for the controller."""
+        self._session.send(encode(record))
+
+    def send_raw(self, raw: bytes) -> None:
+        """Queue an encoded record."""
+        self._session.send(raw)
+
+    def stop(self) -> Deferred[None]:
+        """Close, after what was sent has arrived or `DRAIN_TIME` has passed."""
+        if self._stopped:
+            return succeed(None)
+        self._stopped = True
+        if self._redial is not None:
+            self._redial.cancel()
+            self._redial = None
+        done: Deferred[None] = Deferred()
+
+        def close() -> None:
+            if timer.active():
+                timer.cancel()
+            self._session.end()
+            self._dialer.close().addBoth(lambda _: done.callback(None))
+
+        timer = self._clock.callLater(DRAIN_TIME if self._session.linked else 0, close)
+        if self._session.linked:
+            self._session.when_drained(lambda: self._clock.callLater(0, close) if timer.active() else None)
+        return done
+
+    # -- dialling ---------------------------------------------------------------
+
+    def _dial(self) -> None:
+        self._redial = None
+        self._early = []
+        hello = Hello(
+            PROTOCOL, __version__, self._kind, self._session.id, self._session.received, pack(self._detail())
+        )
+        deferred = self._dialer.dial(encode(hello), self)
+        deferred.addCallback(self._answered)
+        deferred.addErrback(self._dial_failed)
+
+    def _answered(self, answer: tuple[bytes, ILink]) -> None:
+        raw, link = answer
+        record = decode(raw)
+        if isinstance(record, Refusal):
+            raise refusal_error(record)
+        if not isinstance(record, Welcome):
+            raise WireError(reason="the controller answered a hello with something else")
+        if self._stopped:
+            link.close()
+            return
+        resumed = record.resumed
+        if not resumed and not self._fresh:
+            self._session.end()
+            self._session = Session(self._clock, self._receive, id=self._session.id)
+        self._fresh = False
+        self._delay = FIRST_DELAY
+        try:
+            self._session.attach(link, record.received)
+        except WireError:
+            link.close()
+            raise
+        early, self._early = self._early or [], None
+        self._on_welcome(unpack_map(record.detail), resumed)
+        for batch in early:
+            self._session.batch_received(batch)
+
+    def _dial_failed(self, failure: Failure) -> None:
+        self._early = None
+        if self._stopped:
+            return
+        reason = failure.value
+        if not isinstance(reason, IPython1Error):
+            log.failure("dialling failed", failure)
+            reason = ConnectionFailed(address=self._dialer.address, reason=str(reason))
+        now = self._clock.seconds()
+        if isinstance(reason, FINAL) or now >= self._give_up_at:
+            self._stopped = True
+            self._session.end()
+            self._dialer.close()
+            self._on_lost(reason)
+            return
+        # Jitter, lest a thousand engines knock at the same moment after a restart.
+        delay = min(self._delay * random.uniform(0.75, 1.25), max(self._give_up_at - now, 0.0))
+        self._delay = min(self._delay * 2, MAX_DELAY)
+        self._redial = self._clock.callLater(delay, self._dial)
+
+    # -- what links say -----------------------------------------------------------
+
+    def batch_received(self, batch: bytes) -> None:
+        """A batch from the link; one that overtook the welcome waits for it."""
+        if self._early is not None:
+            self._early.append(batch)
+        else:
+            self._session.batch_received(batch)
+
+    def link_lost(self, link: ILink) -> None:
+        """The link is gone: dial again."""
+        self._session.link_lost(link)
+        dialling = self._early is not None or self._redial is not None
+        if self._stopped or self._session.linked or dialling:
+            return
+        self._give_up_at = self._clock.seconds() + self._grace
+        self._redial = self._clock.callLater(0, self._dial)
+
+    def _receive(self, raw: bytes) -> None:
+        self._on_record(decode(raw), raw)
+
+
+def refusal_error(refusal: Refusal) -> IPython1Error:
+    """The error that a `Refusal` stands for."""
+    cls = getattr(error, refusal.reason, None)
+    if isinstance(cls, type) and issubclass(cls, IPython1Error):
+        try:
+            return cls(**unpack_map(refusal.facts))
+        except (KeyError, IndexError):
+            pass
+    return ConnectionFailed(f"The controller refused the connection ({refusal.reason}).")

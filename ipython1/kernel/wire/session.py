@@ -1,0 +1,277 @@
+"""A conversation that outlives its connections: every record once, in order.
+
+Each side numbers what it sends and keeps it until the peer has acknowledged
+it. Links come and go; on a new one both sides say the last number they
+received, and the rest is sent again. What arrives twice is dropped by number.
+
+========  ==================  ==========================================
+state     input               next state, and what happens
+========  ==================  ==========================================
+away      attach              linked; the unacknowledged is sent again
+away      grace runs out      ended; the owner is told
+linked    link_lost           away; the grace timer starts
+linked    attach              linked; the old link is closed
+any       end                 ended; timers stop, the outbox is dropped
+ended     anything            ended; nothing happens
+========  ==================  ==========================================
+
+A batch on the wire is a msgpack array ``[first, ack, [record, ...]]``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ipython1.kernel.error import WireError
+from ipython1.kernel.interfaces import ILink, ILinkSink
+
+#: Bytes sent and not yet acknowledged, at most (one record may exceed it).
+WINDOW = 8 * 1024 * 1024
+#: Bytes of records in one batch, at most (one record may exceed it).
+BATCH_SIZE = 1024 * 1024
+#: Largest batch a link must carry, in bytes.
+BATCH_LIMIT = 8 * 1024 * 1024
+#: Seconds an acknowledgement waits for a batch that goes the same way.
+ACK_DELAY = 0.02
+#: Received bytes that are acknowledged at once.
+ACK_BYTES = 1024 * 1024
+
+log = Logger()
+
+
+@implementer(ILinkSink)
+class Session:
+    """One side of a conversation.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+        Source of time.
+    receive : callable
+        Called with each record (encoded), once and in order.
+    grace : float, optional
+        Seconds without a link after which the session ends; None: never.
+    ended : callable, optional
+        Called when the grace time has run out.
+    id : str, optional
+        Unguessable name of the session; made where not given.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        receive: Callable[[bytes], None],
+        *,
+        grace: float | None = None,
+        ended: Callable[[], None] | None = None,
+        id: str | None = None,
+    ) -> None:
+        self.id = id or uuid.uuid4().hex
+        #: Number of the last record taken from the peer.
+        self.received = 0
+        #: Bytes of records not yet acknowledged.
+        self.outbox_bytes = 0
+        self._clock = clock
+        self._receive = receive
+        self._grace = grace
+        self._on_ended = ended
+        self._link: ILink | None = None
+        self._ended = False
+        self._outbox: dict[int, bytes] = {}
+        self._on_drained: list[Callable[[], None]] = []
+        self._last = 0  # number of the last record given to send()
+        self._sent = 0  # ... put on the present link
+        self._acked = 0  # ... acknowledged by the peer
+        self._in_flight = 0  # bytes between _acked and _sent
+        self._unacked_bytes = 0  # received since our last ack went out
+        self._ack_owed = False
+        self._flush_call: Any = None
+        self._ack_call: Any = None
+        self._grace_call: Any = None
+        self._start_grace()
+
+    @property
+    def linked(self) -> bool:
+        """Whether there is a link now."""
+        return self._link is not None
+
+    # -- sending -------------------------------------------------------------
+
+    def send(self, record: bytes) -> None:
+        """Queue an encoded record; all of one reactor turn go in as few batches as possible."""
+        if self._ended:
+            return
+        self._last += 1
+        self._outbox[self._last] = record
+        self.outbox_bytes += len(record)
+        if self._flush_call is None and self._link is not None:
+            self._flush_call = self._clock.callLater(0, self._flush)
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call once when everything sent so far is acknowledged (at once where it is)."""
+        if self._outbox:
+            self._on_drained.append(callback)
+        else:
+            callback()
+
+    def _flush(self) -> None:
+        self._flush_call = None
+        link = self._link
+        if link is None:
+            return
+        while self._sent < self._last and self._in_flight < WINDOW:
+            first, records, size = self._sent + 1, [], 0
+            while self._sent < self._last and (not size or size < BATCH_SIZE):
+                record = self._outbox[self._sent + 1]
+                if size and size + len(record) > BATCH_SIZE:
+                    break
+                self._sent += 1
+                size += len(record)
+                records.append(record)
+            self._in_flight += size
+            self._put(link, first, records)
+        if self._ack_owed:
+            self._put(link, self._sent + 1, [])
+
+    def _put(self, link: ILink, first: int, records: list[bytes]) -> None:
+        self._ack_owed = False
+        self._unacked_bytes = 0
+        if self._ack_call is not None:
+            self._ack_call.cancel()
+            self._ack_call = None
+        link.send(msgpack.packb((first, self.received, records)))
+
+    # -- receiving -----------------------------------------------------------
+
+    def batch_received(self, batch: bytes) -> None:
+        """Take a batch from the link."""
+        if self._ended:
+            return
+        first, ack, records = _decode_batch(batch)
+        if first > self.received + 1:
+            raise WireError(reason=f"record {first} came after record {self.received}")
+        if ack > self._last:
+            raise WireError(reason=f"acknowledges record {ack} of {self._last}")
+        self._take_ack(ack)
+        for record in records[self.received + 1 - first :]:
+            self.received += 1
+            self._unacked_bytes += len(record)
+            self._ack_owed = True
+            try:
+                self._receive(record)
+            except WireError:
+                raise
+            except Exception:  # noqa: BLE001 -- one bad record must not stop the others
+                log.failure("a record was not handled")
+            if self._ended:
+                return
+        self._plan_ack()
+
+    def _take_ack(self, ack: int) -> None:
+        while self._acked < ack:
+            self._acked += 1
+            size = len(self._outbox.pop(self._acked))
+            self.outbox_bytes -= size
+            if self._acked <= self._sent:
+                self._in_flight -= size
+        if self._sent < self._acked:  # acknowledged on an older link, while it is sent again on this one
+            self._sent = self._acked
+        if not self._outbox and self._on_drained:
+            drained, self._on_drained = self._on_drained, []
+            for callback in drained:
+                callback()
+        if self._sent < self._last and self._flush_call is None and self._link is not None:
+            self._flush_call = self._clock.callLater(0, self._flush)
+
+    def _plan_ack(self) -> None:
+        if not self._ack_owed or self._link is None or self._flush_call is not None:
+            return
+        if self._unacked_bytes >= ACK_BYTES:
+            self._flush_call = self._clock.callLater(0, self._flush)
+        elif self._ack_call is None:
+            self._ack_call = self._clock.callLater(ACK_DELAY, self._ack_due)
+
+    def _ack_due(self) -> None:
+        self._ack_call = None
+        self._flush()
+
+    # -- links ----------------------------------------------------------------
+
+    def attach(self, link: ILink, peer_received: int) -> None:
+        """Go on over `link`; the peer has everything up to number `peer_received`.
+
+        Raises
+        ------
+        WireError
+            The peer claims to have what was never sent, or to lack what it acknowledged.
+        """
+        if self._ended:
+            link.close()
+            return
+        if not self._acked <= peer_received <= self._last:
+            raise WireError(reason=f"resumes at record {peer_received}, not in {self._acked}..{self._last}")
+        old, self._link = self._link, None
+        if old is not None:
+            old.close()
+        self._cancel_timers()
+        self._sent = self._acked
+        self._in_flight = 0
+        self._take_ack(peer_received)
+        self._link = link
+        self._flush_call = self._clock.callLater(0, self._flush)
+
+    def link_lost(self, link: ILink) -> None:
+        """The present link is gone; older ones don't matter."""
+        if link is not self._link:
+            return
+        self._link = None
+        self._cancel_timers()
+        self._start_grace()
+
+    def _start_grace(self) -> None:
+        if self._grace is not None:
+            self._grace_call = self._clock.callLater(self._grace, self._grace_over)
+
+    def _grace_over(self) -> None:
+        self._grace_call = None
+        self.end()
+        if self._on_ended is not None:
+            self._on_ended()
+
+    def end(self) -> None:
+        """Stop for good; nothing is sent or received any more."""
+        self._ended = True
+        self._cancel_timers()
+        self._outbox.clear()
+        self._on_drained.clear()
+        self.outbox_bytes = 0
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _cancel_timers(self) -> None:
+        for call in (self._flush_call, self._ack_call, self._grace_call):
+            if call is not None:
+                call.cancel()
+        self._flush_call = self._ack_call = self._grace_call = None
+
+
+def _decode_batch(batch: bytes) -> tuple[int, int, tuple[bytes, ...]]:
+    try:
+        items = msgpack.unpackb(batch, use_list=False, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise WireError(reason=f"not a batch ({type(error).__name__})") from None
+    if type(items) is not tuple or len(items) != 3:
+        raise WireError(reason="not a batch")
+    first, ack, records = items
+    if type(first) is not int or type(ack) is not int or type(records) is not tuple or first < 1 or ack < 0:
+        raise WireError(reason="not a batch")
+    if any(type(record) is not bytes for record in records):
+        raise WireError(reason="a batch holds bytes only")
+    return first, ack, records

@@ -1,0 +1,565 @@
+"""The controller with recorders for neighbours: what goes where, and what each peer may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from ipython1.kernel.controller import facets
+from ipython1.kernel.controller.service import (
+    CLIENT_GRACE,
+    ENGINE_GRACE,
+    RESTART_GRACE,
+    RETURN_GRACE,
+    Controller,
+)
+from ipython1.kernel.error import IPython1Error, NotAllowed, VersionMismatch
+from ipython1.kernel.wire import records
+from ipython1.kernel.wire.connection import Connection
+from ipython1.kernel.wire.memory import MemoryDialer
+from ipython1.kernel.wire.records import (
+    Answer,
+    Ask,
+    BlobRef,
+    Cancel,
+    Chunk,
+    Departed,
+    Engines,
+    Event,
+    Exited,
+    Fetch,
+    Forget,
+    Grant,
+    Interrupt,
+    Order,
+    Record,
+    Result,
+    Submit,
+    Usage,
+    decode_failure,
+    pack,
+    unpack,
+    unpack_map,
+)
+
+
+class Peer:
+    """A client, engine or nanny that records what it is told."""
+
+    def __init__(self, world: World, furl: str, kind: str, detail: dict[str, Any]) -> None:
+        self.heard: list[Record] = []
+        self.welcomes: list[tuple[dict[str, Any], bool]] = []
+        self.errors: list[Exception] = []
+        self.detail = detail
+        self.dialer = MemoryDialer(
+            world.clock, lambda: world.controller.door(furl) if world.controller else None
+        )
+        self.connection = Connection(
+            world.clock,
+            self.dialer,
+            kind,
+            detail=lambda: self.detail,
+            receive=lambda record, raw: self.heard.append(record),
+            welcomed=lambda detail, resumed: self.welcomes.append((detail, resumed)),
+            lost=self.errors.append,
+            grace=1000.0,
+        )
+        self.connection.start()
+        world.turn()
+
+    def hear(self, kind: type[Record]) -> list[Any]:
+        return [record for record in self.heard if isinstance(record, kind)]
+
+    def vanish(self) -> None:
+        """The process is gone: nothing will dial again."""
+        self.connection._stopped = True
+        self.dialer.cut()
+
+
+class World:
+    """A controller and its clock."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.notices: list[dict[str, Any]] = []
+        self.controller: Controller | None = Controller(self.clock, self.notices.append, self.clock.seconds)
+        self.peers: list[Peer] = []
+
+    def turn(self, seconds: float = 0.1) -> None:
+        for _ in range(10):
+            self.clock.advance(seconds / 10)
+
+    def peer(self, furl: str, kind: str, **detail: Any) -> Peer:
+        peer = Peer(self, furl, kind, detail)
+        self.peers.append(peer)
+        return peer
+
+    def client(self, name: str = "c1", kind: str = "multiengine") -> Peer:
+        return self.peer(kind, kind, client=name)
+
+    def engine(self, uuid: str, wanted: int = -1, nanny: str = "n", **detail: Any) -> Peer:
+        facts = {"host": "h", "pid": 1, "replaces": {}, "held": [], **detail}
+        return self.peer("engine", "engine", uuid=uuid, wanted=wanted, nanny=nanny, **facts)
+
+    def nanny(self, uuid: str = "n", engines: tuple[str, ...] = ()) -> Peer:
+        return self.peer("engine", "nanny", uuid=uuid, engines=list(engines), exited=[])
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    for peer in world.peers:
+        peer.connection.stop()
+    if world.controller is not None:
+        world.controller.stop()
+
+
+def submit(id: str, *targets: int, parts: records.Parts = (), stop: int = -1) -> Submit:
+    return Submit(id, targets, "execute", f"label {id}", stop, 0.0, b"", parts)
+
+
+def ok(id: str, engine: int, parts: records.Parts = ()) -> Result:
+    return Result(id, engine, "execute", "ok", 1.0, 2.0, 0, parts)
+
+
+def failure(result: Result) -> str:
+    assert result.status == "error"
+    (raw,) = result.parts
+    assert isinstance(raw, bytes)
+    return decode_failure(raw, 0, "").ename
+
+
+def ask(client: Peer, world: World, what: str, **body: Any) -> Any:
+    client.connection.send(Ask("q", what, pack(body)))
+    world.turn()
+    answer = client.hear(Answer)[-1]
+    return unpack(answer.body) if answer.ok else decode_failure(answer.body, -1, what)
+
+
+# -- arrivals ----------------------------------------------------------------------
+
+
+def test_ids_are_the_lowest_free_and_clients_hear_of_them(world: World) -> None:
+    client = world.client()
+    engines = [world.engine(uuid) for uuid in "abc"]
+    assert [engine.welcomes[0][0]["id"] for engine in engines] == [0, 1, 2]
+    table = unpack_map(client.hear(Engines)[-1].table)
+    assert [row["id"] for row in table["engines"]] == [0, 1, 2]
+    assert world.notices[-1] == {"event": "engines", "ids": [0, 1, 2]}
+    nanny = world.nanny()
+    nanny.connection.send(Exited("b", "exit status 1", "", False))
+    world.turn()
+    assert world.engine("d").welcomes[0][0]["id"] == 1
+    assert world.engine("e", wanted=7).welcomes[0][0]["id"] == 7
+    assert world.engine("f", wanted=0).welcomes[0][0]["id"] == 3
+
+
+@pytest.mark.parametrize(
+    ("furl", "kind"),
+    [
+        (furl, kind)
+        for furl in facets.ADMITTED
+        for kind in facets.RECORDS
+        if kind not in facets.ADMITTED[furl]
+    ],
+)
+def test_the_wrong_furl_is_refused(world: World, furl: str, kind: str) -> None:
+    peer = world.peer(furl, kind, client="x", uuid="x")
+    assert [type(error) for error in peer.errors] == [NotAllowed]
+
+
+def test_another_version_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipython1.kernel.wire.connection.__version__", "0.9.1")
+    client = world.client()
+    (error,) = client.errors
+    assert isinstance(error, VersionMismatch)
+    assert "0.9.1" in str(error)
+
+
+@pytest.mark.parametrize(
+    "hello", [b"", b"\xc1garbage", records.encode(Grant("x", 1)), b"\x90", b"\x91" * 100]
+)
+def test_a_malformed_hello_is_refused(world: World, hello: bytes) -> None:
+    assert world.controller is not None
+    answer, sink = world.controller.door("multiengine").knock(hello, object())  # type: ignore[arg-type]
+    assert isinstance(records.decode(answer), records.Refusal)
+    assert sink is None
+
+
+EXAMPLES: dict[type[Record], Record] = {
+    Submit: submit("c1-1", 0),
+    Cancel: Cancel((), (0,), "QueueCleared"),
+    Interrupt: Interrupt((0,), ""),
+    Fetch: Fetch("c1-1", (0,)),
+    Forget: Forget(("c1-1",), (0,)),
+    Departed: Departed("c1"),
+    Result: ok("c1-1", 0),
+    Event: Event("c1-1", 0, 0, "stdout", "x", ()),
+    Chunk: Chunk("b", 0, b"x"),
+    Grant: Grant("b", 0),
+    Engines: Engines(pack({"engines": [], "failures": []})),
+    Ask: Ask("q", "status", pack({})),
+    Answer: Answer("q", True, b""),
+    Exited: Exited("victim", "said so", "", False),
+    Usage: Usage(pack({})),
+    Order: Order("quit", "", 0),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(facets.RECORDS))
+@pytest.mark.parametrize("cls", EXAMPLES, ids=lambda cls: cls.__name__)
+def test_each_kind_sends_only_its_records(
+    world: World, kind: str, cls: type[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert world.controller is not None
+    taken: list[Record] = []
+    for handled in world.controller._handlers:
+        monkeypatch.setitem(
+            world.controller._handlers,  # type: ignore[arg-type]
+            handled,
+            lambda peer, record, raw: taken.append(record),
+        )
+    if kind == "engine":
+        peer = world.engine("e")
+    elif kind == "nanny":
+        peer = world.nanny()
+    else:
+        peer = world.client(kind=kind)
+    peer.connection.send(EXAMPLES[cls])
+    world.turn()
+    assert [type(record) for record in taken] == ([cls] if cls in facets.RECORDS[kind] else [])
+    if cls is Submit and kind != "multiengine":
+        assert [failure(result) for result in peer.hear(Result)] == ["NotAllowed"]
+
+
+@pytest.mark.parametrize("kind", ["task", "view"])
+@pytest.mark.parametrize("what", sorted(facets.QUESTIONS["multiengine"]))
+def test_each_kind_asks_only_its_questions(world: World, kind: str, what: str) -> None:
+    world.engine("e")
+    answer = ask(world.client(kind=kind), world, what, targets=[0], id="x", n=0, number=2)
+    refused = getattr(answer, "ename", "") == "NotAllowed"
+    assert refused == (what not in facets.QUESTIONS[kind])
+
+
+# -- commands -------------------------------------------------------------------------
+
+
+def test_a_command_goes_to_its_targets_and_the_results_come_back(world: World) -> None:
+    client, other = world.client(), world.client("c2")
+    engines = [world.engine(uuid) for uuid in "abc"]
+    client.connection.send(submit("c1-1", 0, 2))
+    world.turn()
+    assert [len(engine.hear(Submit)) for engine in engines] == [1, 0, 1]
+    engines[0].connection.send(Event("c1-1", 0, 0, "stdout", "hello", ()))
+    engines[0].connection.send(ok("c1-1", 0))
+    engines[2].connection.send(ok("c1-1", 2))
+    world.turn()
+    assert [event.text for event in client.hear(Event)] == ["hello"]
+    assert [result.engine for result in client.hear(Result)] == [0, 2]
+    assert not other.hear(Result)
+    client.connection.send(Forget(("c1-1",), (0, 2)))
+    world.turn()
+    assert [len(engine.hear(Forget)) for engine in engines] == [1, 0, 1]
+
+
+def test_queue_status_and_clear_queue(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    for i in range(70):
+        client.connection.send(submit(f"c1-{i}", 0))
+    world.turn()
+    ((_, status),) = ask(client, world, "queue_status", targets=[0])
+    assert status["pending"] == "label c1-0"
+    assert status["queue"] == tuple(f"label c1-{i}" for i in range(1, 70))
+    ask(client, world, "clear_queue", targets=[0])
+    assert {failure(result) for result in client.hear(Result)} == {"QueueCleared"}
+    assert len(client.hear(Result)) == 6
+    assert engine.hear(Cancel) == [Cancel((), (0,), "QueueCleared")]
+
+
+def test_interrupt_ends_what_waits_and_reaches_what_runs(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    for i in range(70):
+        client.connection.send(submit(f"c1-{i}", 0))
+    world.turn()
+    client.connection.send(Interrupt((0,), "c1-69"))
+    client.connection.send(Interrupt((0,), "c1-0"))
+    world.turn()
+    assert [(result.id, failure(result)) for result in client.hear(Result)] == [
+        ("c1-69", "KeyboardInterrupt")
+    ]
+    assert Interrupt((0,), "c1-0") in engine.heard
+
+
+def test_blobs_are_forwarded_and_granted_at_the_pace_of_the_slowest(world: World) -> None:
+    client = world.client()
+    engines = [world.engine(uuid) for uuid in "ab"]
+    client.connection.send(submit("c1-1", 0, 1, parts=(BlobRef("c1-1/0", 10),)))
+    client.connection.send(Chunk("c1-1/0", 0, b"01234"))
+    world.turn()
+    assert [engine.hear(Chunk) for engine in engines] == [[Chunk("c1-1/0", 0, b"01234")]] * 2
+    engines[0].connection.send(Grant("c1-1/0", 5))
+    world.turn()
+    assert not client.hear(Grant)
+    engines[1].connection.send(Grant("c1-1/0", 5))
+    world.turn()
+    assert client.hear(Grant) == [Grant("c1-1/0", 5)]
+    # A receiver that begins anew takes the sender back.
+    engines[1].connection.send(Grant("c1-1/0", 0))
+    world.turn()
+    assert client.hear(Grant)[-1] == Grant("c1-1/0", 0)
+    for engine in engines:
+        engine.connection.send(ok("c1-1", engines.index(engine)))
+    world.turn()
+    assert world.controller is not None
+    assert len(world.controller.router.blobs) == 0
+    client.connection.send(Chunk("c1-1/0", 5, b"56789"))
+    world.turn()
+    assert client.hear(Grant)[-1] == Grant("c1-1/0", -1)
+
+
+def test_chunks_from_a_stranger_are_refused(world: World) -> None:
+    client, stranger, engine = world.client(), world.client("c2"), world.engine("a")
+    client.connection.send(submit("c1-1", 0, parts=(BlobRef("c1-1/0", 10),)))
+    stranger.connection.send(Chunk("c1-1/0", 0, b"evil!"))
+    world.turn()
+    assert not engine.hear(Chunk)
+    assert stranger.hear(Grant) == [Grant("c1-1/0", -1)]
+
+
+# -- deaths ------------------------------------------------------------------------------
+
+
+def test_a_dead_engine_fails_what_it_had_and_others_go_on(world: World) -> None:
+    client = world.client()
+    engines = [world.engine(uuid) for uuid in "ab"]
+    nanny = world.nanny(engines=("a", "b"))
+    for i in range(3):
+        client.connection.send(submit(f"c1-{i}", 0, 1))
+    world.turn()
+    engines[1].vanish()
+    nanny.connection.send(Exited("b", "killed by signal 9 (SIGKILL)", "oh no", True))
+    nanny.connection.send(Exited("b", "killed by signal 9 (SIGKILL)", "oh no", True))
+    world.turn()
+    results = client.hear(Result)
+    assert [(result.id, result.engine) for result in results] == [("c1-0", 1), ("c1-1", 1), ("c1-2", 1)]
+    first = decode_failure(results[0].parts[0], 1, "execute").exception()
+    assert "killed by signal 9 (SIGKILL)" in str(first)
+    assert first.output == "oh no"  # type: ignore[attr-defined]
+    assert "before it ran" in str(decode_failure(results[1].parts[0], 1, "execute").exception())
+    # The id is kept, and commands wait for the successor.
+    client.connection.send(submit("c1-9", 0, 1))
+    world.turn()
+    assert ask(client, world, "status")[1]["state"] == "restarting"
+    death = {"uuid": "b", "cause": "killed", "output": ""}
+    successor = world.engine("b2", wanted=1, replaces=death)
+    assert successor.welcomes[0][0] == {"id": 1}
+    assert [record.id for record in successor.hear(Submit)] == ["c1-9"]
+    assert [row["restarts"] for row in ask(client, world, "status")] == [0, 1]
+
+
+def test_the_successor_may_arrive_before_the_nannys_word(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    death = {"uuid": "a", "cause": "exit status 3", "output": "bye"}
+    assert world.engine("a2", wanted=0, replaces=death).welcomes[0][0] == {"id": 0}
+    world.turn()
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
+    engine.connection.send(ok("c1-1", 0))
+    world.turn()
+    assert len(client.hear(Result)) == 1
+
+
+def test_a_restart_that_fails_frees_the_id(world: World) -> None:
+    client = world.client()
+    world.engine("a")
+    nanny = world.nanny(engines=("a",))
+    nanny.connection.send(Exited("a", "exit status 1", "", True))
+    world.turn()
+    client.connection.send(submit("c1-1", 0))
+    world.turn(RESTART_GRACE + 1)
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
+    assert ask(client, world, "status") == ()
+
+
+def test_an_engine_that_dies_while_starting_is_told_to_all_who_wait(world: World) -> None:
+    client, nanny = world.client(), world.nanny()
+    nanny.connection.send(Exited("z", "exit status 1", "ImportError: no numpy", False))
+    world.turn()
+    assert world.notices[-1]["event"] == "failed"
+    table = unpack_map(client.hear(Engines)[-1].table)
+    assert table["failures"] == ((1, "exit status 1", "ImportError: no numpy"),)
+
+
+def test_a_silent_engine_lives_as_long_as_its_nanny_vouches(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    nanny = world.nanny(engines=("a",))
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    engine.vanish()
+    world.turn(ENGINE_GRACE * 5)
+    assert ask(client, world, "status")[0]["state"] == "away"
+    assert not client.hear(Result)
+    nanny.vanish()
+    world.turn(ENGINE_GRACE + 2)
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
+
+
+def test_a_link_that_is_cut_loses_nothing(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    engine.dialer.cut()
+    client.dialer.cut()
+    client.connection.send(submit("c1-2", 0))
+    engine.connection.send(ok("c1-1", 0))
+    world.turn(5)
+    assert [record.id for record in engine.hear(Submit)] == ["c1-1", "c1-2"]
+    assert [result.id for result in client.hear(Result)] == ["c1-1"]
+    assert [resumed for _, resumed in client.welcomes] == [False, True]
+
+
+# -- clients that leave ---------------------------------------------------------------------
+
+
+def test_a_vanished_clients_queued_work_is_dropped_after_its_grace_time(world: World) -> None:
+    client, other, engine = world.client(), world.client("c2"), world.engine("a")
+    for i in range(70):
+        client.connection.send(submit(f"c1-{i}", 0))
+    other.connection.send(submit("c2-1", 0))
+    world.turn()
+    client.vanish()
+    world.turn(CLIENT_GRACE - 2)
+    assert ask(other, world, "status")[0]["queue"] == 70
+    world.turn(4)
+    assert ask(other, world, "status")[0]["queue"] == 64
+    assert engine.hear(Departed) == [Departed("c1")]
+    engine.connection.send(ok("c1-0", 0))
+    world.turn()
+    assert [record.id for record in engine.hear(Submit)][-1] == "c2-1"
+
+
+def test_what_waits_for_an_absent_client_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipython1.kernel.controller.peers.AWAY_BYTES", 10_000)
+    client, engine = world.client(), world.engine("a")
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    client.dialer.cut()
+    for i in range(20):
+        engine.connection.send(Event("c1-1", 0, i, "stdout", "x" * 1000, ()))
+    for link in client.dialer.links:
+        link.cut()
+    monkeypatch.setattr(client.dialer, "_door", lambda: None)
+    world.turn(1)
+    monkeypatch.undo()
+    world.turn(10)
+    assert [resumed for _, resumed in client.welcomes][-1] is False
+
+
+# -- controllers that die ----------------------------------------------------------------------
+
+
+def test_a_new_controller_learns_all_from_its_peers(world: World) -> None:
+    client = world.client()
+    engines = [world.engine(uuid) for uuid in "ab"]
+    client.connection.send(submit("c1-1", 0, 1))
+    world.turn()
+    assert world.controller is not None
+    world.controller.stop()
+    world.controller = None
+    for peer in world.peers:
+        peer.dialer.cut()
+    world.turn(2)
+    engines[1].detail.update(wanted=1, held=[["c1-1", "execute", "label c1-1"]])
+    engines[0].vanish()
+    world.controller = Controller(world.clock, world.notices.append, world.clock.seconds)
+    world.turn(8)
+    assert client.welcomes[-1][1] is False
+    assert engines[1].welcomes[-1] == ({"id": 1}, False)
+    client.connection.send(submit("c1-1", 0, 1))
+    world.turn()
+    # The engine that has it hears it again, and knows what to do.
+    assert [record.id for record in engines[1].hear(Submit)] == ["c1-1", "c1-1"]
+    engines[1].connection.send(ok("c1-1", 1))
+    world.turn()
+    assert [result.engine for result in client.hear(Result)] == [1]
+    world.turn(RETURN_GRACE)
+    assert [failure(result) for result in client.hear(Result)[1:]] == ["EngineDied"]
+
+
+def test_a_command_for_an_engine_that_just_left_fails(world: World) -> None:
+    client = world.client()
+    world.turn(RETURN_GRACE + 1)
+    client.connection.send(submit("c1-1", 5))
+    world.turn()
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
+def test_orders_go_to_the_nanny_of_the_engine(world: World) -> None:
+    client = world.client()
+    world.engine("a", nanny="n1")
+    world.engine("b", nanny="n2")
+    first, second = world.nanny("n1", ("a",)), world.nanny("n2", ("b",))
+    ask(client, world, "signal", targets=[1], number=10)
+    ask(client, world, "restart", targets=[0])
+    ask(client, world, "scale", n=5)
+    ask(client, world, "scale", n=1)
+    ask(client, world, "kill", targets=[0])
+    assert first.hear(Order)[0] == Order("restart", "a", 0)
+    assert second.hear(Order)[0] == Order("signal", "b", 10)
+    started = [order for nanny in (first, second) for order in nanny.hear(Order) if order.what == "start"]
+    assert len(started) == 3
+    assert second.hear(Order)[-1] == Order("stop", "b", 0)
+    assert first.hear(Order)[-1] == Order("stop", "a", 0)
+
+
+def test_bad_questions_get_an_error(world: World) -> None:
+    client = world.client()
+    world.engine("a")
+    assert ask(client, world, "scale").ename == "WireError"
+    assert ask(client, world, "scale", n=-1).ename == "WireError"
+    assert ask(client, world, "signal", targets=[0], number=9999).ename == "WireError"
+    error = ask(client, world, "restart", targets=[0])
+    assert error.ename == "LaunchError"
+    assert isinstance(error.exception(), IPython1Error)
+
+
+def test_shutting_down_waits_for_the_nannies(world: World) -> None:
+    client, nanny = world.client(), world.nanny()
+    ask(client, world, "kill", targets=[], controller=True)
+    assert nanny.hear(Order) == [Order("quit", "", 0)]
+    assert {"event": "shutdown"} not in world.notices
+    nanny.vanish()
+    world.turn()
+    assert world.notices[-1] == {"event": "shutdown"}
+
+
+def test_usage_is_taken_only_from_the_engines_own_nanny(world: World) -> None:
+    client = world.client()
+    world.engine("a", nanny="n1")
+    mine, other = world.nanny("n1", ("a",)), world.nanny("n2")
+    mine.connection.send(Usage(pack({"a": [12.5, 1000]})))
+    other.connection.send(Usage(pack({"a": [99.0, 9]})))
+    world.turn()
+    (row,) = ask(client, world, "status")
+    assert (row["cpu"], row["rss"]) == (12.5, 1000)
+
+
+def test_stopping_leaves_no_timer(world: World) -> None:
+    client = world.client()
+    world.engine("a").vanish()
+    client.vanish()
+    world.turn()
+    assert world.controller is not None
+    world.controller.stop()
+    for peer in world.peers:
+        peer.connection.stop()
+    world.turn()
+    assert not world.clock.getDelayedCalls()
