@@ -101,7 +101,7 @@ class World:
         return self.peer(kind, kind, client=name)
 
     def engine(self, uuid: str, wanted: int = -1, nanny: str = "n", **detail: Any) -> Peer:
-        facts = {"host": "h", "pid": 1, "replaces": {}, "held": [], **detail}
+        facts = {"host": "h", "pid": 1, "replaces": {}, "held": [], "clients": [], **detail}
         return self.peer("engine", "engine", uuid=uuid, wanted=wanted, nanny=nanny, **facts)
 
     def nanny(self, uuid: str = "n", engines: tuple[str, ...] = ()) -> Peer:
@@ -489,6 +489,24 @@ def test_a_new_controller_learns_all_from_its_peers(world: World) -> None:
     assert [result.engine for result in client.hear(Result)] == [1]
     world.turn(RETURN_GRACE)
     assert [failure(result) for result in client.hear(Result)[1:]] == ["EngineDied"]
+
+
+def test_engines_hear_of_clients_that_never_came_to_the_new_controller(world: World) -> None:
+    here = world.client("c1")
+    engine = world.engine("a", clients=["c1", "c2"])
+    world.turn(CLIENT_GRACE + 1)
+    assert engine.hear(Departed) == [Departed("c2")]
+    assert here.connection.linked
+
+
+def test_a_new_controller_waits_for_the_engines_its_clients_know(world: World) -> None:
+    client = world.peer("multiengine", "multiengine", client="c1", engines=[0, 1])
+    assert [row["id"] for row in client.welcomes[0][0]["engines"]] == [0, 1]
+    assert world.engine("a", wanted=1).welcomes[0][0] == {"id": 1}
+    client.connection.send(submit("c1-1", 0))
+    world.turn(RETURN_GRACE + 1)
+    assert [row["id"] for row in ask(client, world, "status")] == [1]
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
 
 
 def test_a_command_for_an_engine_that_just_left_fails(world: World) -> None:

@@ -59,7 +59,7 @@ class Peer:
             log.warn("{kind} {key}: {error}", kind=self.kind, key=self.key, error=error)
             raise
 
-    def link_lost(self, link: ILink) -> None:
+    def link_lost(self, link: ILink | None) -> None:
         """Pass on, and tell the owner where this was the present link."""
         was_linked = self.session.linked
         self.session.link_lost(link)

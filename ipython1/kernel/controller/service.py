@@ -161,6 +161,10 @@ class Controller:
         if peer.kind == "nanny":
             self._nanny_linked(peer, detail)
             return {}
+        if self._engines_may_return():
+            for id in detail.get("engines", ()):
+                if self.registry.get(int(id)) is None:
+                    self.registry.await_return(int(id))
         return self._table()
 
     def _handle(self, peer: Peer, record: Record, raw: bytes) -> None:
@@ -194,9 +198,13 @@ class Controller:
     def _overflow(self, peer: Peer) -> None:
         """Too much waits for a client that is away: it will ask again, if it comes back in time."""
         self._drop_peer(peer)
-        timer = f"client {peer.key}"
+        self._expect_client(peer.key)
+
+    def _expect_client(self, client: str) -> None:
+        """Its work is dropped unless it is here when its grace time is over."""
+        timer = f"client {client}"
         if timer not in self._timers:
-            self._timers[timer] = self._clock.callLater(CLIENT_GRACE, self._client_over, timer, peer.key)
+            self._timers[timer] = self._clock.callLater(CLIENT_GRACE, self._client_over, timer, client)
 
     def _client_over(self, timer: str, client: str) -> None:
         del self._timers[timer]
@@ -264,6 +272,8 @@ class Controller:
         self._unwatch(peer.key)
         if not known:
             self.router.engine_ready(engine, peer, detail["held"])
+            for client in detail["clients"]:  # whom an earlier controller knew
+                self._expect_client(str(client))
         return engine
 
     def _engines_may_return(self) -> bool:

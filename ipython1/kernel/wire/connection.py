@@ -35,7 +35,7 @@ MAX_DELAY = 5.0
 DRAIN_TIME = 2.0
 
 #: Refused for good: dialling again would not help.
-FINAL = (error.NotAllowed, error.WrongController, error.VersionMismatch, error.BadFURL)
+FINAL = (error.NotAllowed, error.VersionMismatch, error.BadFURL)
 
 log = Logger()
 
@@ -177,7 +177,9 @@ class Connection:
             log.failure("dialling failed", failure)
             reason = ConnectionFailed(address=self._dialer.address, reason=str(reason))
         now = self._clock.seconds()
-        if isinstance(reason, FINAL) or now >= self._give_up_at:
+        # Once welcomed, we know the certificate: who else is there now may go again.
+        final = isinstance(reason, FINAL) or (self._fresh and isinstance(reason, error.WrongController))
+        if final or now >= self._give_up_at:
             self._stopped = True
             self._session.end()
             self._dialer.close()
@@ -197,7 +199,7 @@ class Connection:
         else:
             self._session.batch_received(batch)
 
-    def link_lost(self, link: ILink) -> None:
+    def link_lost(self, link: ILink | None) -> None:
         """The link is gone: dial again."""
         self._session.link_lost(link)
         dialling = self._early is not None or self._redial is not None

@@ -226,7 +226,7 @@ class Session:
         self._link = link
         self._flush_call = self._clock.callLater(0, self._flush)
 
-    def link_lost(self, link: ILink) -> None:
+    def link_lost(self, link: ILink | None) -> None:
         """The present link is gone; older ones don't matter."""
         if link is not self._link:
             return

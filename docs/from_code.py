@@ -1,0 +1,67 @@
+"""Sphinx directives that take what a page shows from the code, so that it cannot say anything else.
+
+``.. records-table::``
+    Every record of the wire protocol, from `ipython1.kernel.wire.records`.
+``.. module-docstring:: NAME``
+    The docstring of a module, with its state table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from ipython1.kernel.wire import records
+
+
+def record_rows() -> Iterator[tuple[str, str, str, str]]:
+    """Tag, name, fields and meaning of every record, by tag."""
+    classes = [value for value in vars(records).values() if isinstance(value, type)]
+    found = [cls for cls in classes if issubclass(cls, records.Record) and cls is not records.Record]
+    for cls in sorted(found, key=lambda cls: cls.tag):
+        fields = ", ".join(f"{field.name}: {field.type}" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        yield str(cls.tag), f"``{cls.__name__}``", f"``{fields}``", inspect.cleandoc(cls.__doc__ or "")
+
+
+class RecordsTable(SphinxDirective):
+    """The table of records."""
+
+    def run(self) -> Sequence[nodes.Node]:
+        """A table with one row per record."""
+        group = nodes.tgroup(cols=4)
+        group += [nodes.colspec(colwidth=width) for width in (1, 2, 5, 8)]
+        group += nodes.thead("", self._row(("tag", "record", "fields", "meaning")))
+        group += nodes.tbody("", *[self._row(cells) for cells in record_rows()])
+        return [nodes.table("", group)]
+
+    def _row(self, cells: tuple[str, str, str, str]) -> nodes.row:
+        return nodes.row("", *[nodes.entry("", *self.parse_text_to_nodes(text)) for text in cells])
+
+
+class ModuleDocstring(SphinxDirective):
+    """The docstring of a module."""
+
+    required_arguments = 1
+
+    def run(self) -> Sequence[nodes.Node]:
+        """The docstring without its first line, which the page says in its own words."""
+        module = importlib.import_module(self.arguments[0])
+        lines = inspect.cleandoc(module.__doc__ or "").splitlines()[1:]
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, source=module.__file__), 0, node)
+        return node.children
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx."""
+    app.add_directive("records-table", RecordsTable)
+    app.add_directive("module-docstring", ModuleDocstring)
+    return {"parallel_read_safe": True}

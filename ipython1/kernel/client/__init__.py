@@ -1,0 +1,57 @@
+"""What users import: ``from ipython1.kernel import client``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ipython1.kernel.client.multiengine import MultiEngineClient
+from ipython1.kernel.client.pending import PendingResult
+from ipython1.kernel.client.results import Result, ResultList
+from ipython1.kernel.error import (
+    ClientClosed,
+    CommandTimeout,
+    CompositeError,
+    ConnectionFailed,
+    EngineDied,
+    InvalidEngineID,
+    IPython1Error,
+    NoEnginesRegistered,
+    QueueCleared,
+    RemoteError,
+    SerializationError,
+    TaskAborted,
+)
+from ipython1.kernel.wire.objects import Reference
+
+if TYPE_CHECKING:
+    from ipython1.launch.cluster import Cluster
+
+__all__ = [
+    "ClientClosed",
+    "Cluster",
+    "CommandTimeout",
+    "CompositeError",
+    "ConnectionFailed",
+    "EngineDied",
+    "IPython1Error",
+    "InvalidEngineID",
+    "MultiEngineClient",
+    "NoEnginesRegistered",
+    "PendingResult",
+    "QueueCleared",
+    "Reference",
+    "RemoteError",
+    "Result",
+    "ResultList",
+    "SerializationError",
+    "TaskAborted",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # launch builds on this package: it is imported when it is asked for.
+    if name == "Cluster":
+        from ipython1.launch.cluster import Cluster
+
+        return Cluster
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

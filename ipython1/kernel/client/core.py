@@ -1,0 +1,428 @@
+"""The reactor's side of a client: what is outstanding, and what came of it.
+
+Methods marked "any thread" are what the classes users see call; everything
+else runs in the reactor thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from ipython1.kernel.client.bridge import IBridge
+from ipython1.kernel.client.pending import PendingResult
+from ipython1.kernel.error import ClientClosed, ConnectionFailed, IPython1Error, SerializationError
+from ipython1.kernel.interfaces import IDialer
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.connection import Connection
+from ipython1.kernel.wire.records import (
+    INLINE_LIMIT,
+    Answer,
+    Ask,
+    BlobRef,
+    Cancel,
+    Chunk,
+    Engines,
+    Event,
+    Fetch,
+    Forget,
+    Grant,
+    Interrupt,
+    Record,
+    Result,
+    Submit,
+    Targets,
+    decode_failure,
+    pack,
+    unpack,
+    unpack_map,
+)
+
+#: Bytes of an operation's small arguments, such as the names to pull.
+ARGS_LIMIT = 2 * 1024 * 1024
+#: Seconds a client looks for a controller that was there before.
+CONTROLLER_GRACE = 60.0
+#: Results may be told as received together: after so many seconds, or so many of them.
+FORGET_DELAY = 0.1
+FORGET_COUNT = 200
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    """A command on its way: what to send again should the controller forget it."""
+
+    pending: PendingResult
+    submits: list[Submit] = field(default_factory=list)
+    fetched: Fetch | None = None
+    left: set[int] = field(default_factory=set)
+    blobs: dict[str, memoryview] = field(default_factory=dict)
+    #: Records per engine that wait for their blobs, oldest first.
+    arriving: dict[int, list[_Arrival]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    record: Event | Result
+    parts: list[Buffer] | None = None
+
+
+class ClientCore:
+    """One connection to the controller and the commands outstanding on it.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+    bridge : IBridge
+        Carries calls into the reactor thread, and waits.
+    dialer : IDialer
+        Ways to the controller.
+    kind : str
+        What the FURL allows us to be: multiengine, task or view.
+    """
+
+    def __init__(self, clock: Any, bridge: IBridge, dialer: IDialer, kind: str = "multiengine") -> None:
+        self.client_id = uuid.uuid4().hex[:12]
+        self.pending: dict[str, PendingResult] = {}
+        #: stop_on_error epoch: grows with each failure this client has seen.
+        self.epoch = 0
+        self._clock = clock
+        self._bridge = bridge
+        self._dialer = dialer
+        self._numbers = itertools.count(1)
+        self._engines: tuple[dict[str, Any], ...] = ()
+        self._failures: list[tuple[int, str, str]] = []
+        self._failures_before = 0
+        self._listeners: list[Callable[[], None]] = []
+        self._outstanding: dict[str, _Outstanding] = {}
+        self._questions: dict[str, tuple[Ask, Future[Any]]] = {}
+        self._forgets: dict[Targets, list[str]] = {}
+        self._forget_call: Any = None
+        self._error: Exception | None = None  # why nothing can be sent any more
+        self._opened: Future[None] = Future()
+        self._connection = Connection(
+            clock,
+            dialer,
+            kind,
+            detail=self._detail,
+            receive=self._receive,
+            welcomed=self._welcomed,
+            lost=self._lost,
+            grace=CONTROLLER_GRACE,
+        )
+        self._blobs = ChunkStore(self._connection.send)
+        self._handlers: dict[type[Record], Callable[[Any], None]] = {
+            Result: self._result,
+            Event: self._arrived,
+            Engines: self._table,
+            Answer: self._answer,
+            Chunk: self._blobs.chunk_received,
+            Grant: self._blobs.grant_received,
+        }
+
+    # -- any thread: the connection ----------------------------------------------------
+
+    def open(self) -> Future[None]:
+        """Connect; the Future fails with a `ConnectionFailed`."""
+        self._bridge.submit(self._connection.start)
+        return self._opened
+
+    def close(self) -> None:
+        """Disconnect, after what was sent has arrived. What is outstanding fails."""
+        if self._error is None:
+            self._error = ClientClosed()
+            self._bridge.submit(self._close)
+
+    def check_usable(self) -> None:
+        """Raise what makes this client unusable, if anything does."""
+        self._bridge.check()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def address(self) -> str:
+        """Where the controller is: 'host:port'."""
+        return str(self._dialer.address)
+
+    def engines(self) -> tuple[dict[str, Any], ...]:
+        """The engine table as last heard, sorted by id."""
+        return self._engines
+
+    def start_failures(self) -> list[str]:
+        """Output of the engines that died while starting, since this client connected."""
+        new = [failure for failure in self._failures if failure[0] > self._failures_before]
+        return [f"{cause}\n{output}".strip() for _, cause, output in new]
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` (quick, in the reactor thread) after each change of the engine table.
+
+        Returns a function that ends it.
+        """
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    # -- any thread: waiting and callbacks ------------------------------------------------
+
+    def wait(self, future: Future[Any], timeout: float | None) -> None:
+        """Block until `future` is done; see `IBridge.wait`."""
+        self._bridge.wait(future, timeout)
+
+    def call_user(self, f: Callable[..., Any], *args: Any) -> None:
+        """Run a user's callback outside the reactor thread."""
+        self._bridge.call_user(f, *args)
+
+    # -- any thread: commands ---------------------------------------------------------------
+
+    def new_id(self) -> str:
+        """An id for the next command."""
+        return f"{self.client_id}-{next(self._numbers)}"
+
+    def submit(
+        self,
+        pending: PendingResult,
+        submits: Sequence[tuple[Targets, Sequence[Buffer]]],
+        op: str,
+        args: dict[str, Any],
+        label: str,
+        timeout: float = 0.0,
+        stop_on_error: bool = False,
+    ) -> None:
+        """Send a command, as one record a distinct payload. Returns at once; everything is copied."""
+        self.check_usable()
+        id = pending.command_id
+        out = _Outstanding(pending)
+        packed = pack(args)
+        if len(packed) > ARGS_LIMIT:
+            raise SerializationError(what="The list of arguments", reason=f"it has {len(packed)} bytes")
+        stop = self.epoch if stop_on_error else -1
+        for number, (targets, parts) in enumerate(submits):
+            split, blobs = split_parts(parts, f"{id}/s{number}", INLINE_LIMIT)
+            out.blobs.update(blobs)
+            out.left.update(targets)
+            out.submits.append(Submit(id, tuple(targets), op, label, stop, timeout, packed, split))
+        self.pending[id] = pending
+        self._bridge.submit(self._send, out)
+
+    def fetch(self, pending: PendingResult, targets: Targets) -> None:
+        """Ask for the results of a command that this or another client sent."""
+        self.check_usable()
+        id = pending.command_id
+        self.pending[id] = pending
+        out = _Outstanding(pending, fetched=Fetch(id, tuple(targets)), left=set(targets))
+        self._bridge.submit(self._send, out)
+
+    def abort(self, pending: PendingResult, interrupt: bool = False, reason: str = "TaskAborted") -> None:
+        """Take a command out of the queues; where it runs, interrupt it if asked to."""
+        id, targets = pending.command_id, tuple(pending.targets)
+        if interrupt:
+            self.interrupt(targets, id)
+        else:
+            self._bridge.submit(self._connection.send, Cancel((id,), targets, reason))
+
+    def interrupt(self, targets: Targets, id: str = "") -> None:
+        """KeyboardInterrupt in what runs on `targets`, or only in command `id`."""
+        self._bridge.submit(self._connection.send, Interrupt(tuple(targets), id))
+
+    def ask(self, what: str, **body: Any) -> Future[Any]:
+        """Ask the controller itself."""
+        self.check_usable()
+        future: Future[Any] = Future()
+        self._bridge.submit(self._send_ask, Ask(self.new_id(), what, pack(body)), future)
+        return future
+
+    def forget(self, pending: PendingResult) -> None:
+        """The user no longer wants a result: stop waiting for it."""
+        self.pending.pop(pending.command_id, None)
+        self._bridge.submit(self._drop, pending.command_id)
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def _send(self, out: _Outstanding) -> None:
+        if self._error is not None:
+            self._fail(out, self._error)
+            return
+        self._outstanding[out.pending.command_id] = out
+        self._send_again(out)
+
+    def _send_again(self, out: _Outstanding) -> None:
+        """Send what is unresolved: everything at first, the rest after a controller forgot us."""
+        for submit in out.submits:
+            targets = tuple(target for target in submit.targets if target in out.left)
+            if targets == submit.targets:
+                self._connection.send(submit)
+            elif targets:
+                fields = (submit.op, submit.label, submit.stop, submit.timeout, submit.args, submit.parts)
+                self._connection.send(Submit(submit.id, targets, *fields))
+        if out.fetched is not None:
+            self._connection.send(Fetch(out.fetched.id, tuple(out.left)))
+        for blob, data in out.blobs.items():
+            self._blobs.offer(blob, data)
+
+    def _send_ask(self, ask: Ask, future: Future[Any]) -> None:
+        if self._error is not None:
+            future.set_exception(self._error)
+            return
+        self._questions[ask.id] = (ask, future)
+        self._connection.send(ask)
+
+    # -- the connection ---------------------------------------------------------------------------
+
+    def _detail(self) -> dict[str, Any]:
+        """Who we are, and the engines that a restarted controller may wait for."""
+        return {"client": self.client_id, "engines": [engine["id"] for engine in self._engines]}
+
+    def _welcomed(self, detail: dict[str, Any], resumed: bool) -> None:
+        if not self._opened.done():
+            self._failures_before = max((failure[0] for failure in detail["failures"]), default=0)
+        self._take_table(detail)
+        if not self._opened.done():
+            self._opened.set_result(None)
+        elif not resumed:
+            self._blobs.session_lost()
+            self._failures_before = 0
+            for out in list(self._outstanding.values()):
+                self._send_again(out)
+            for ask, _ in list(self._questions.values()):
+                self._connection.send(ask)
+
+    def _lost(self, reason: Exception) -> None:
+        self._error = reason if isinstance(reason, IPython1Error) else ConnectionFailed(str(reason))
+        self._end()
+        if not self._opened.done():
+            self._opened.set_exception(self._error)
+
+    def _close(self) -> Deferred[None]:
+        self._flush_forgets()
+        self._end()
+        if not self._opened.done():
+            self._opened.set_exception(ClientClosed())
+        return self._connection.stop()
+
+    def _end(self) -> None:
+        assert self._error is not None
+        for out in list(self._outstanding.values()):
+            self._fail(out, self._error)
+        self._outstanding.clear()
+        for _, future in self._questions.values():
+            future.set_exception(self._error)
+        self._questions.clear()
+        if self._forget_call is not None:
+            self._forget_call.cancel()
+            self._forget_call = None
+        for listener in list(self._listeners):
+            listener()
+
+    def _fail(self, out: _Outstanding, reason: Exception) -> None:
+        self.pending.pop(out.pending.command_id, None)
+        out.pending.fail(reason)
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def _receive(self, record: Record, raw: bytes) -> None:
+        handler = self._handlers.get(type(record))
+        if handler is not None:
+            handler(record)
+
+    def _table(self, record: Engines) -> None:
+        self._take_table(unpack_map(record.table))
+
+    def _take_table(self, table: dict[str, Any]) -> None:
+        self._engines = tuple(table["engines"])
+        self._failures = list(table["failures"])
+        for listener in list(self._listeners):
+            listener()
+
+    def _answer(self, answer: Answer) -> None:
+        ask, future = self._questions.pop(answer.id, (None, None))
+        if ask is None or future is None:
+            return
+        if answer.ok:
+            future.set_result(unpack(answer.body))
+        else:
+            future.set_exception(decode_failure(answer.body, -1, ask.what).exception())
+
+    def _result(self, result: Result) -> None:
+        out = self._outstanding.get(result.id)
+        if result.status == "unknown" and (out is None or out.fetched is None):
+            return
+        self._arrived(result)
+
+    def _arrived(self, record: Event | Result) -> None:
+        """Take a record, or hold it until its blobs and those before it are here."""
+        out = self._outstanding.get(record.id)
+        if out is None or record.engine not in out.left:
+            self._refuse_blobs(record)
+            if isinstance(record, Result):
+                self._plan_forget(record)
+            return
+        queue = out.arriving.setdefault(record.engine, [])
+        for earlier in queue:
+            if earlier.record == record:  # a replay of what is on its way here
+                for part in record.parts:
+                    if isinstance(part, BlobRef):
+                        self._blobs.ask_again(part.blob)
+                return
+        arrival = _Arrival(record)
+        queue.append(arrival)
+        gather_parts(self._blobs, record.parts, lambda parts: self._complete(out, arrival, parts))
+
+    def _complete(self, out: _Outstanding, arrival: _Arrival, parts: list[Buffer]) -> None:
+        arrival.parts = parts
+        queue = out.arriving[arrival.record.engine]
+        while queue and queue[0].parts is not None:
+            first = queue.pop(0)
+            assert first.parts is not None
+            if isinstance(first.record, Event):
+                out.pending.deliver_event(first.record, first.parts)
+            else:
+                self._deliver(out, first.record, first.parts)
+
+    def _deliver(self, out: _Outstanding, result: Result, parts: list[Buffer]) -> None:
+        if result.status != "ok":
+            self.epoch += 1
+        out.left.discard(result.engine)
+        self._plan_forget(result)
+        if not out.left:
+            self.pending.pop(result.id, None)
+            self._drop(result.id)
+        out.pending.deliver_result(result, parts)
+
+    def _drop(self, id: str) -> None:
+        out = self._outstanding.pop(id, None)
+        if out is not None:
+            for blob in out.blobs:
+                self._blobs.release(blob)
+            for queue in out.arriving.values():
+                for arrival in queue:
+                    self._refuse_blobs(arrival.record)
+
+    def _refuse_blobs(self, record: Event | Result) -> None:
+        for part in record.parts:
+            if isinstance(part, BlobRef):
+                self._blobs.drop(part.blob)
+                self._connection.send(Grant(part.blob, -1))
+
+    # -- telling engines what need not be kept --------------------------------------------------------
+
+    def _plan_forget(self, result: Result) -> None:
+        if result.id.partition("-")[0] != self.client_id:
+            return  # another client's: it says so itself
+        ids = self._forgets.setdefault((result.engine,), [])
+        ids.append(result.id)
+        if len(ids) >= FORGET_COUNT:
+            self._flush_forgets()
+        elif self._forget_call is None:
+            self._forget_call = self._clock.callLater(FORGET_DELAY, self._flush_forgets)
+
+    def _flush_forgets(self) -> None:
+        if self._forget_call is not None and self._forget_call.active():
+            self._forget_call.cancel()
+        self._forget_call = None
+        forgets, self._forgets = self._forgets, {}
+        for targets, ids in forgets.items():
+            self._connection.send(Forget(tuple(ids), targets))

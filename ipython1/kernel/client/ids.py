@@ -1,0 +1,40 @@
+"""Ids of results, valid in every session of a cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_ID = re.compile(r"([^@\s]+)@(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
+
+
+def format_id(command_id: str, targets: Iterable[int]) -> str:
+    """The id of a result, with its targets in ranges: ``'5f3a-7@0-3,7'``."""
+    runs: list[list[int]] = []
+    for target in targets:
+        if runs and runs[-1][1] + 1 == target:
+            runs[-1][1] = target
+        else:
+            runs.append([target, target])
+    ranges = (f"{first}-{last}" if last > first else str(first) for first, last in runs)
+    return f"{command_id}@{','.join(ranges)}"
+
+
+def parse_id(id: str) -> tuple[str, tuple[int, ...]]:
+    """The command id and the targets, in their order, of the id of a result.
+
+    Raises
+    ------
+    ValueError
+        `id` is not one that `format_id` made.
+    """
+    match = _ID.fullmatch(id) if isinstance(id, str) else None
+    if match is None:
+        raise ValueError(f"{id!r} is not the id of a result; give what PendingResult.id says")
+    targets: list[int] = []
+    for run in filter(None, (match[2] or "").split(",")):
+        first, _, last = run.partition("-")
+        targets += range(int(first), int(last or first) + 1)
+    if format_id(match[1], targets) != id or len(set(targets)) < len(targets):
+        raise ValueError(f"{id!r} is not the id of a result; give what PendingResult.id says")
+    return match[1], tuple(targets)

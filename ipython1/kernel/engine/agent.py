@@ -1,0 +1,158 @@
+"""The nanny's voice: a forked child that talks with the controller for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
+from ipython1.kernel.engine.zygote import Message
+from ipython1.kernel.interfaces import IDialer
+from ipython1.kernel.processes import kill_group
+from ipython1.kernel.wire.connection import Connection
+from ipython1.kernel.wire.records import Exited, Order, Record, Usage, pack
+
+#: Seconds between reports of CPU and memory.
+USAGE_INTERVAL = 2.0
+#: Deaths kept for a controller that was away.
+REMEMBERED = 32
+
+log = Logger()
+
+
+class Agent:
+    """Carries orders from the controller to the nanny, and deaths and usage the other way.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+    dialer : IDialer
+    facts : dict
+        Of the nanny: 'uuid', 'host', 'pid', 'engines' (uuid: pid) and 'exited' (recent deaths).
+    tell : callable
+        Sends a message to the nanny.
+    finished : callable
+        Called when all is told and this process can end.
+    patience, grace : float
+        Seconds to go on dialling at the start, and after a link was lost.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        dialer: IDialer,
+        facts: dict[str, Any],
+        tell: Callable[[Message], None],
+        finished: Callable[[], None],
+        *,
+        patience: float,
+        grace: float,
+    ) -> None:
+        self._facts = facts
+        self._tell = tell
+        self._finished = finished
+        self._patience = patience
+        self._processes: dict[str, psutil.Process] = {}
+        self._connection = Connection(
+            clock,
+            dialer,
+            "nanny",
+            detail=self._detail,
+            receive=self._receive,
+            welcomed=lambda _detail, _resumed: None,
+            lost=lambda reason: tell({"lost": str(reason)}),
+            grace=grace,
+        )
+        self._usage = LoopingCall(self.report_usage)
+        self._usage.clock = clock
+
+    @property
+    def engines(self) -> dict[str, int]:
+        """The pid of each engine by its uuid."""
+        engines: dict[str, int] = self._facts["engines"]
+        return engines
+
+    def start(self) -> None:
+        """Dial the controller, and begin to report usage."""
+        self._connection.start(self._patience)
+        self._usage.start(USAGE_INTERVAL, now=False).addErrback(
+            lambda failure: log.failure("usage is not reported any more", failure)
+        )
+
+    def heard(self, message: Message) -> None:
+        """A message from the nanny."""
+        if "engines" in message:
+            self._facts["engines"] = message["engines"]
+        if "exited" in message:
+            exited = message["exited"]
+            self._facts["exited"] = [*self._facts["exited"], exited][-REMEMBERED:]
+            self._connection.send(Exited(*exited))
+        if "quit" in message:
+            if self._usage.running:
+                self._usage.stop()
+            self._connection.stop().addBoth(lambda _: self._finished())
+
+    def report_usage(self) -> None:
+        """Send CPU and memory of each engine."""
+        table = {name: usage for name, pid in self.engines.items() if (usage := self._measure(name, pid))}
+        self._processes = {name: self._processes[name] for name in table}
+        if table and self._connection.linked:  # old figures are of no use after a reconnect
+            self._connection.send(Usage(pack(table)))
+
+    def _measure(self, name: str, pid: int) -> tuple[float, int] | None:
+        try:
+            process = self._processes.setdefault(name, psutil.Process(pid))
+            return float(process.cpu_percent()), int(process.memory_info().rss)
+        except psutil.Error:  # it just ended
+            return None
+
+    def _detail(self) -> dict[str, Any]:
+        return {**self._facts, "engines": list(self.engines)}
+
+    def _receive(self, record: Record, _raw: bytes) -> None:
+        if isinstance(record, Order):
+            self._tell({"order": [record.what, record.uuid, record.number]})
+        else:
+            log.warn("a nanny does not take a {name}", name=type(record).__name__)
+
+
+def run_agent(
+    facts: dict[str, Any], end: socket.socket, dialer: Callable[[], IDialer], *, patience: float, grace: float
+) -> int:
+    """Main function of the forked agent.
+
+    Parameters
+    ----------
+    facts : dict
+        As for `Agent`.
+    end : socket
+        This end of the socket pair.
+    dialer : callable
+        Makes the dialer, once there is a reactor.
+    patience, grace : float
+        As for `Agent`.
+    """
+    # Both ask us to end, but only the nanny knows when; that it is gone itself is seen as EOF.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reactor = fresh_reactor()
+    log_errors(2)
+
+    def orphaned() -> None:
+        for pid in agent.engines.values():
+            kill_group(pid)  # the engines are dead already, but not what they started
+        os._exit(1)
+
+    channel = Channel(reactor, end, lambda message: agent.heard(message), orphaned)
+    agent = Agent(reactor, dialer(), facts, channel.send, reactor.stop, patience=patience, grace=grace)
+    channel.start()
+    reactor.callWhenRunning(agent.start)
+    reactor.run(installSignalHandlers=False)
+    return 0

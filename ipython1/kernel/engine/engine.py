@@ -1,0 +1,73 @@
+"""An engine put together: shell, main loop and the service that connects them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ipython1.kernel.engine.mainloop import Job, MainLoop
+from ipython1.kernel.engine.operations import Operations
+from ipython1.kernel.engine.output import OutputBuffer
+from ipython1.kernel.engine.service import EngineService
+from ipython1.kernel.engine.shell import EngineShell
+from ipython1.kernel.engine.this_engine import ThisEngine
+from ipython1.kernel.interfaces import IDialer
+from ipython1.kernel.wire.records import unpack_map
+
+
+class Engine:
+    """One engine, wherever its reactor and its main thread are.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+        As for `EngineService`.
+    dialer : IDialer
+        Ways to the controller.
+    shell : EngineShell
+        Runs the code.
+    identity : dict
+        As for `EngineService`.
+    on_registered : callable
+        Called with the engine id.
+    on_end : callable
+        Called with the reason when the controller is gone for good.
+    wait : bool
+        As for `OutputBuffer`.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        dialer: IDialer,
+        shell: EngineShell,
+        identity: dict[str, Any],
+        on_registered: Callable[[int], None],
+        on_end: Callable[[str], None],
+        *,
+        wait: bool = True,
+    ) -> None:
+        self.shell = shell
+        self.output = OutputBuffer(lambda: self.service.output_waits(), wait)
+        shell.set_output(self.output)
+        self.operations = Operations(shell, ThisEngine(self.output))
+        self.loop = MainLoop(self._perform, lambda *job: self.service.job_done(*job))
+        self._on_registered = on_registered
+        self.service: EngineService = EngineService(
+            clock, dialer, self.loop, self.output, identity, self._registered, on_end
+        )
+
+    def _registered(self, id: int) -> None:
+        self.shell.engine_id = self.operations.engine.id = id
+        self._on_registered(id)
+
+    def _perform(self, job: Job) -> list[Any]:
+        self.service.job_started(job)
+        submit = job.submit
+        self.output.begin(submit.id)
+        try:
+            parts = self.operations.answer(submit.op, unpack_map(submit.args), job.parts or [])
+            # Views of the user's objects, which the next command may change: copied here.
+            return [bytes(part) for part in parts]
+        finally:
+            self.output.end()

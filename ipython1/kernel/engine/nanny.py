@@ -1,0 +1,297 @@
+"""The one process a host starts: it starts, watches, signals and restarts engines.
+
+The nanny decides, its `Zygote` forks. It has two kinds of children: engines,
+and one *agent* that talks with the controller for it. Neither the controller
+being away nor the death of the agent touches the engines.
+
+=========  ==========================  ================================================
+engine     what happens                next
+=========  ==========================  ================================================
+starting   it says it is registered    running
+starting   it dies                     replaced under the rule below, else a failed start
+running    it dies                     replaced under the rule below, else gone
+either     order restart               SIGTERM, then SIGKILL; replaced
+either     order stop, or quit         SIGTERM, then SIGKILL; gone
+=========  ==========================  ================================================
+
+The rule: only where restarting is on, and not after `DEATHS` deaths within `PERIOD`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message
+from ipython1.kernel.processes import exit_words, tail
+
+#: So many deaths of one engine within `PERIOD` seconds, and it is not restarted.
+DEATHS = 3
+PERIOD = 60.0
+#: Seconds between SIGTERM and SIGKILL.
+GRACE = 2.0
+#: An agent that lived for less than so many seconds is replaced after as many.
+AGENT_DELAY = 1.0
+#: Seconds the agent gets to tell the controller that all is over.
+FAREWELL = 3.0
+#: Lines kept of the output of an engine that died, and lines in which they are looked for.
+OUTPUT_LINES, LONG_OUTPUT = 20, 200
+#: Deaths that a controller which was away is told of.
+REMEMBERED = 32
+
+STOPPED = "stopped on request"
+RESTARTED = "restarted on request"
+
+#: Exit statuses of the nanny.
+ENDED, NO_ENGINE, NO_CONTROLLER = 0, 1, 3
+
+log = logging.getLogger(__name__)
+
+
+#: Makes the main function of an engine, from its identity.
+EngineMain = Callable[[dict[str, Any]], Main]
+#: Makes the main function of an agent, from what it starts with: `Nanny.facts`.
+AgentMain = Callable[[dict[str, Any]], Main]
+
+
+@dataclass
+class Engine:
+    """One engine process."""
+
+    uuid: str
+    id: int  # the one it has or wants; -1: any
+    log: Path
+    deaths: deque[float]  # shared with those it replaces
+    replaces: dict[str, str]  # uuid, cause and output of the last one that was registered
+    child: IChild = field(init=False)
+    registered: bool = False
+    request: str = ""  # why we are ending it
+    reason: str = ""  # why it ends, in its own words
+
+    def __str__(self) -> str:
+        return f"engine {self.id}" if self.id >= 0 else f"engine {self.uuid[:8]}"
+
+
+class Nanny:
+    """Starts, watches, signals and restarts the engines of one host.
+
+    Parameters
+    ----------
+    zygote : IZygote
+        Forks, and tells the time.
+    engine_main, agent_main : callable
+        Make what a forked child runs.
+    folder : Path
+        Where the engines' log files go.
+    host : str
+        Name of this host.
+    pid : int
+        Of this process.
+    restart : bool
+        Whether engines that died are replaced.
+    """
+
+    def __init__(
+        self,
+        zygote: IZygote,
+        engine_main: EngineMain,
+        agent_main: AgentMain,
+        *,
+        folder: Path,
+        host: str,
+        pid: int,
+        restart: bool = True,
+    ) -> None:
+        self.uuid = uuid.uuid4().hex
+        self.engines: dict[str, Engine] = {}
+        #: Exit status, once all is over.
+        self.status: int | None = None
+        self._zygote = zygote
+        self._engine_main = engine_main
+        self._agent_main = agent_main
+        self._folder = folder
+        self._host = host
+        self._pid = pid
+        self._restart = restart
+        self._exited: deque[tuple[str, str, str, bool]] = deque(maxlen=REMEMBERED)
+        self._agent: IChild | None = None
+        self._some_registered = False
+        self._quitting: int | None = None  # the exit status, once it is decided
+        self._orders: dict[str, Callable[[str, int], None]] = {
+            "start": lambda _uuid, number: self.start(number),
+            "stop": lambda uuid, _number: self._end(uuid, STOPPED),
+            "restart": lambda uuid, _number: self._end(uuid, RESTARTED),
+            "signal": self._signal,
+            "quit": lambda _uuid, _number: self.quit(),
+        }
+
+    # -- starting ------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What the agent starts with; later changes are told to it."""
+        return {
+            "uuid": self.uuid,
+            "host": self._host,
+            "pid": self._pid,
+            "engines": self._pids(),
+            "exited": list(self._exited),
+        }
+
+    def start_agent(self) -> None:
+        """Fork the agent."""
+        if self.status is None:
+            main, born = self._agent_main(self.facts()), self._zygote.seconds()
+            self._agent = self._zygote.fork(
+                main, self._agent_said, lambda status: self._agent_ended(status, born), outlives=True
+            )
+
+    def start(self, n: int) -> None:
+        """Fork `n` more engines."""
+        if self._quitting is None:
+            for _ in range(n):
+                self._fork(-1, deque(maxlen=DEATHS), {})
+
+    def _fork(self, id: int, deaths: deque[float], replaces: dict[str, str]) -> None:
+        name = uuid.uuid4().hex
+        engine = Engine(name, id, self._folder / f"engine-{name}.log", deaths, replaces)
+        identity = {"uuid": name, "host": self._host, "nanny": self.uuid, "wanted": id, "replaces": replaces}
+        engine.child = self._zygote.fork(
+            self._engine_main(identity),
+            lambda message: self._engine_said(engine, message),
+            lambda status: self._engine_ended(engine, status),
+            log=engine.log,
+        )
+        self.engines[name] = engine
+        self._tell_agent({"engines": self._pids()})
+
+    # -- what children say ----------------------------------------------------
+
+    def _engine_said(self, engine: Engine, message: Message) -> None:
+        if "registered" in message:
+            engine.id = int(message["registered"])
+            if not engine.registered:
+                log.info("%s (pid %s) is ready", engine, engine.child.pid)
+            engine.registered = self._some_registered = True
+        if "reason" in message:
+            engine.reason = str(message["reason"])
+
+    def _agent_said(self, message: Message) -> None:
+        if "order" in message:
+            what, name, number = message["order"]
+            order = self._orders.get(what)
+            if order is None:
+                log.warning("the controller ordered %r, which is not known here", what)
+            else:
+                order(name, number)
+        if "lost" in message:
+            log.error("%s All engines here are stopped.", message["lost"])
+            self.quit(NO_CONTROLLER)
+
+    def _tell_agent(self, message: Message) -> None:
+        if self._agent is not None:
+            self._agent.send(message)
+
+    def _pids(self) -> dict[str, int]:
+        return {engine.uuid: engine.child.pid for engine in self.engines.values()}
+
+    # -- ending ----------------------------------------------------------------
+
+    def quit(self, status: int = ENDED) -> None:
+        """Stop all engines, then the agent, then be done with exit status `status`."""
+        if self._quitting is None:
+            self._quitting = status
+            for name in list(self.engines):
+                self._end(name, STOPPED)
+            self._finish()
+
+    def _finish(self) -> None:
+        """Where no engine is left: let the agent tell the rest and go."""
+        if self._quitting is None or self.engines:
+            return
+        agent = self._agent
+        if agent is None:
+            self.status = self._quitting
+        else:
+            agent.send({"quit": True})
+            # One that has ended ignores this.
+            self._zygote.callLater(FAREWELL, lambda: agent.kill(signal.SIGKILL))
+
+    def _end(self, name: str, request: str) -> None:
+        engine = self.engines.get(name)
+        if engine is None:
+            log.warning("there is no engine %s here to be %s", name[:8], request)
+            return
+        if not engine.request:
+            engine.child.kill(signal.SIGTERM)
+            self._zygote.callLater(GRACE, lambda: engine.child.kill_group() if name in self.engines else None)
+        if engine.request != STOPPED:
+            engine.request = request
+
+    def _signal(self, name: str, number: int) -> None:
+        engine = self.engines.get(name)
+        if engine is not None and number in signal.valid_signals():
+            engine.child.kill(number)
+        else:
+            log.warning("no signal %s for engine %s: there is no such signal or engine", number, name[:8])
+
+    # -- after the end -----------------------------------------------------------
+
+    def _engine_ended(self, engine: Engine, status: int) -> None:
+        del self.engines[engine.uuid]
+        cause = engine.request or engine.reason or exit_words(status)
+        output = last_words(engine.log)
+        if not output:
+            engine.log.unlink(missing_ok=True)
+        replaced = self._is_replaced(engine)
+        exited = (engine.uuid, cause, output, replaced)
+        self._exited.append(exited)
+        self._tell_agent({"exited": exited})
+        started = "" if engine.registered else " before it was ready"
+        told = f", see {engine.log}" if output and not engine.request else ""
+        level = logging.INFO if engine.request else logging.ERROR
+        restarted = "; restarted" if replaced else ""
+        log.log(level, "%s (pid %s) %s%s%s%s", engine, engine.child.pid, cause, started, restarted, told)
+        if replaced:
+            mine = {"uuid": engine.uuid, "cause": cause, "output": output}
+            self._fork(engine.id, engine.deaths, mine if engine.registered else engine.replaces)
+            return
+        self._tell_agent({"engines": self._pids()})
+        if self._quitting is None and not self.engines and not self._some_registered:
+            self.quit(NO_ENGINE)
+        else:
+            self._finish()
+
+    def _is_replaced(self, engine: Engine) -> bool:
+        if self._quitting is not None or engine.request:
+            return self._quitting is None and engine.request == RESTARTED
+        now = self._zygote.seconds()
+        engine.deaths.append(now)
+        often = len(engine.deaths) == DEATHS and now - engine.deaths[0] < PERIOD
+        return self._restart and not often
+
+    def _agent_ended(self, status: int, born: float) -> None:
+        self._agent = None
+        if self._quitting is not None:
+            # Without an agent there is nobody to tell; the engines may still be ending.
+            self._finish()
+            return
+        log.error("the link to the controller (pid %s) ended: %s; restarted", self._pid, exit_words(status))
+        young = self._zygote.seconds() - born < AGENT_DELAY
+        self._zygote.callLater(AGENT_DELAY if young else 0.0, self.start_agent)
+
+
+def last_words(log: Path) -> str:
+    """The last lines of an engine's log, or the first ones of what the interpreter wrote when it crashed.
+
+    (Of its traceback, with the most recent call first, the last lines would be those of the nanny.)
+    """
+    text = tail(log, lines=LONG_OUTPUT)
+    crash = text.rfind("Fatal Python error: ")
+    lines = text[crash:].splitlines()[:OUTPUT_LINES] if crash >= 0 else text.splitlines()[-OUTPUT_LINES:]
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""The operations of an engine, as the client's methods ask for them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Union
+
+from ipython1.kernel.engine.mainloop import user_code
+from ipython1.kernel.engine.shell import EngineShell
+from ipython1.kernel.engine.this_engine import ThisEngine, set_current
+from ipython1.kernel.error import UnknownResult
+from ipython1.kernel.wire.objects import dumps, loads, loads_call, loads_functions
+
+Buffer = Union[bytes, bytearray, memoryview]
+Parts = Sequence[Buffer]
+Args = Mapping[str, Any]
+
+
+class Operations:
+    """Carries out operations on a shell.
+
+    Parameters
+    ----------
+    shell : EngineShell
+    engine : ThisEngine
+        Holds the properties; code that runs finds it as ``ipython1.this_engine``.
+    """
+
+    def __init__(self, shell: EngineShell, engine: ThisEngine) -> None:
+        self.shell = shell
+        self.engine = engine
+        if shell.own_main:
+            set_current(engine)
+
+    def perform(self, op: str, args: Args, parts: Parts) -> Any:
+        """The value of operation `op`, or what it raises."""
+        before = set_current(self.engine)
+        try:
+            return _TABLE[op](self, args, parts)
+        finally:
+            if not self.shell.own_main:
+                set_current(before)
+
+    def answer(self, op: str, args: Args, parts: Parts) -> list[bytes | memoryview]:
+        """The same, pickled.
+
+        Returns
+        -------
+        list of bytes or memoryview
+            Large buffers are views of live objects: copy them before the next
+            operation runs.
+        """
+        value = self.perform(op, args, parts)
+        with self.shell.active():
+            return user_code(dumps, value, f"the result (a {type(value).__name__})")
+
+    # -- code ------------------------------------------------------------------------
+
+    def _execute(self, args: Args, parts: Parts) -> dict[str, Any]:
+        return self.shell.run_code(_text(parts), bool(args.get("silent", False)))
+
+    def _run(self, args: Args, parts: Parts) -> dict[str, Any]:
+        ns, filename = self.shell.user_ns, str(args["filename"])
+        ns["__file__"] = filename
+        try:
+            return self.shell.run_code(_text(parts), filename=filename)
+        finally:
+            ns.pop("__file__", None)
+
+    def _apply(self, args: Args, parts: Parts) -> Any:
+        with self.shell.active():
+            f, call_args, call_kwargs = user_code(loads_call, parts, self.shell.user_ns)
+            value = user_code(f, *call_args, **call_kwargs)
+            return self.shell.run_coroutine(value) if inspect.iscoroutine(value) else value
+
+    def _get_result(self, args: Args, parts: Parts) -> dict[str, Any]:
+        number = args.get("number")
+        record = self.shell.recall(number)
+        if record is None:
+            raise UnknownResult(id="of any command" if number is None else f"of command {number}")
+        return record
+
+    # -- the namespace ---------------------------------------------------------------
+
+    def _push(self, args: Args, parts: Parts) -> None:
+        with self.shell.active():
+            self.shell.user_ns.update(user_code(loads_functions, parts, self.shell.user_ns))
+
+    def _pull(self, args: Args, parts: Parts) -> list[Any]:
+        return self._values(args["keys"])
+
+    def _delete(self, args: Args, parts: Parts) -> None:
+        self._values(args["keys"])
+        with self.shell.active():  # a __del__ may print
+            for key in dict.fromkeys(args["keys"]):
+                del self.shell.user_ns[key]
+
+    def _values(self, keys: Iterable[str]) -> list[Any]:
+        ns = self.shell.user_ns
+        for key in keys:
+            if key not in ns:
+                raise NameError(f"name {key!r} is not defined", name=key)
+        return [ns[key] for key in keys]
+
+    def _has(self, args: Args, parts: Parts) -> list[bool]:
+        return [key in self.shell.user_ns for key in args["keys"]]
+
+    def _keys(self, args: Args, parts: Parts) -> list[str]:
+        return self.shell.user_names()
+
+    def _reset(self, args: Args, parts: Parts) -> None:
+        self.shell.reset()
+
+    # -- properties ------------------------------------------------------------------
+
+    def _set_properties(self, args: Args, parts: Parts) -> None:
+        with self.shell.active():
+            self.engine.properties.update(user_code(loads, parts))
+
+    def _get_properties(self, args: Args, parts: Parts) -> dict[str, Any]:
+        keys = args.get("keys")
+        return {
+            key: self.engine.properties[key] for key in (self.engine.properties if keys is None else keys)
+        }
+
+    def _has_properties(self, args: Args, parts: Parts) -> list[bool]:
+        return [key in self.engine.properties for key in args["keys"]]
+
+    def _del_properties(self, args: Args, parts: Parts) -> None:
+        keys = dict.fromkeys(args["keys"])
+        for key in keys:
+            self.engine.properties[key]  # all or nothing
+        for key in keys:
+            del self.engine.properties[key]
+
+    def _clear_properties(self, args: Args, parts: Parts) -> None:
+        self.engine.properties.clear()
+
+
+def _text(parts: Parts) -> str:
+    return bytes(parts[0]).decode("utf-8", "surrogatepass")
+
+
+_TABLE: dict[str, Callable[[Operations, Args, Parts], Any]] = {
+    "execute": Operations._execute,
+    "run": Operations._run,
+    "apply": Operations._apply,
+    "get_result": Operations._get_result,
+    "push": Operations._push,
+    "push_function": Operations._push,
+    "pull": Operations._pull,
+    "pull_function": Operations._pull,
+    "delete": Operations._delete,
+    "has": Operations._has,
+    "keys": Operations._keys,
+    "reset": Operations._reset,
+    "set_properties": Operations._set_properties,
+    "get_properties": Operations._get_properties,
+    "has_properties": Operations._has_properties,
+    "del_properties": Operations._del_properties,
+    "clear_properties": Operations._clear_properties,
+}
+
+#: The names of all operations.
+OPERATIONS = frozenset(_TABLE)

@@ -1,0 +1,158 @@
+"""What an engine process does, from its fork to its end."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import signal
+import socket
+import threading
+from functools import partial
+from typing import Any
+
+from twisted.logger import Logger
+
+from ipython1.kernel.engine.agent import run_agent
+from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
+from ipython1.kernel.engine.mainloop import Buffer, Job, MainLoop
+from ipython1.kernel.engine.nanny import AgentMain, EngineMain
+from ipython1.kernel.engine.operations import Operations
+from ipython1.kernel.engine.output import OutputBuffer
+from ipython1.kernel.engine.service import CONTROLLER_GRACE, EngineService
+from ipython1.kernel.engine.shell import EngineShell
+from ipython1.kernel.engine.this_engine import ThisEngine
+from ipython1.kernel.interfaces import IDialer
+from ipython1.kernel.processes import kill_group
+from ipython1.kernel.wire.links import FoolscapDialer
+from ipython1.kernel.wire.records import unpack_map
+
+#: Seconds in which the last results must have left, once the engine was told to stop. The nanny
+#: waits for longer before it kills.
+DRAIN_TIME = 1.0
+#: Seconds that running code gets to end, where the controller is gone for good.
+LAST_GRACE = 2.0
+#: Seconds a nanny looks for the controller when it starts.
+START_PATIENCE = 30.0
+#: ... and later. It gives up before its engines do, and so stops them, rather than restart each.
+NANNY_GRACE = CONTROLLER_GRACE - 10.0
+
+log = Logger()
+
+
+def preload() -> EngineShell:
+    """Make what all engines have in common, before they are forked; importing this module did the rest."""
+    return EngineShell()
+
+
+def engine_main(furl: str, shell: EngineShell) -> EngineMain:
+    """What makes main functions of engines, for a `Nanny`."""
+
+    def make(identity: dict[str, Any]) -> Any:
+        return lambda end: EngineProcess(fresh_reactor(), identity, end, FoolscapDialer(furl), shell).run()
+
+    return make
+
+
+def agent_main(furl: str) -> AgentMain:
+    """What makes main functions of agents, for a `Nanny`."""
+
+    def make(facts: dict[str, Any]) -> Any:
+        dialer = partial(FoolscapDialer, furl)
+        return lambda end: run_agent(facts, end, dialer, patience=START_PATIENCE, grace=NANNY_GRACE)
+
+    return make
+
+
+class EngineProcess:
+    """The parts of one engine, in a process of its own: user code on the main thread, the reactor beside it.
+
+    Parameters
+    ----------
+    reactor : reactor
+        Made anew after the fork.
+    identity : dict
+        ``uuid host nanny wanted replaces``, see `EngineService`.
+    end : socket
+        This end of the socket pair to the zygote.
+    dialer : IDialer
+        Ways to the controller.
+    shell : EngineShell
+        Runs the code.
+    """
+
+    def __init__(
+        self, reactor: Any, identity: dict[str, Any], end: socket.socket, dialer: IDialer, shell: EngineShell
+    ) -> None:
+        self._reactor = reactor
+        self._shell = shell
+        self._status = 0
+        self._output = OutputBuffer(lambda: self._service.output_waits())
+        self._operations = Operations(shell, ThisEngine(self._output))
+        self._loop = MainLoop(self._perform, lambda *job: self._service.job_done(*job))
+        self._channel = Channel(reactor, end, lambda message: None, self._orphaned)
+        self._service: EngineService = EngineService(
+            reactor,
+            dialer,
+            self._loop,
+            self._output,
+            {**identity, "pid": os.getpid()},
+            self._registered,
+            self._controller_lost,
+        )
+
+    def run(self) -> int:
+        """All that the process does; returns its exit status."""
+        faulthandler.enable(file=2, all_threads=False)
+        log_errors(2)
+        self._shell.set_output(self._output)
+        # Not from the handler itself: what it interrupts may hold the lock of the loop.
+        signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._stop))
+        self._channel.start()
+        self._reactor.callWhenRunning(self._service.start)
+        threading.Thread(target=self._run_reactor, name="ipython1 reactor", daemon=True).start()
+        self._loop.run_forever()
+        drained = threading.Event()
+        self._reactor.callFromThread(lambda: self._service.stop().addBoth(lambda _: drained.set()))
+        drained.wait(DRAIN_TIME)
+        atexit._run_exitfuncs()  # the process ends by os._exit
+        return self._status
+
+    def _run_reactor(self) -> None:
+        try:
+            self._reactor.run(installSignalHandlers=False)
+        finally:  # nobody stops it: it failed, and an engine that cannot be reached is of no use
+            self._status = 1
+            self._loop.stop()
+
+    # -- main thread ---------------------------------------------------------------
+
+    def _perform(self, job: Job) -> list[Buffer]:
+        self._service.job_started(job)
+        submit = job.submit
+        self._output.begin(submit.id)
+        try:
+            parts = self._operations.answer(submit.op, unpack_map(submit.args), job.parts or [])
+            # Copied, for the next command may change what these are views of.
+            return [bytes(part) for part in parts]
+        finally:
+            self._output.end()
+
+    # -- reactor thread -------------------------------------------------------------
+
+    def _registered(self, id: int) -> None:
+        self._shell.engine_id = self._operations.engine.id = id
+        self._channel.send({"registered": id})
+
+    def _stop(self) -> None:
+        self._loop.stop()
+        self._loop.interrupt()
+
+    def _controller_lost(self, reason: str) -> None:
+        self._status = 1
+        self._channel.send({"reason": reason})
+        self._stop()
+        self._reactor.callLater(LAST_GRACE, kill_group, os.getpid())
+
+    def _orphaned(self) -> None:
+        kill_group(os.getpid())

@@ -1,0 +1,303 @@
+"""The engine's side of the conversation: records in, jobs out, results back.
+
+Everything here runs in the reactor thread, but for the methods that say so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from ipython1.kernel.engine.kept import Kept, KeptResults
+from ipython1.kernel.engine.mainloop import Job, MainLoop
+from ipython1.kernel.engine.output import OutputBuffer
+from ipython1.kernel.error import QueueCleared, RemoteFailure
+from ipython1.kernel.interfaces import IDialer
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.connection import Connection
+from ipython1.kernel.wire.records import (
+    INLINE_LIMIT,
+    BlobRef,
+    Cancel,
+    Chunk,
+    Departed,
+    Event,
+    Fetch,
+    Forget,
+    Grant,
+    Interrupt,
+    Record,
+    Result,
+    Submit,
+    encode_failure,
+)
+
+#: Seconds an engine looks for its controller before it gives up.
+CONTROLLER_GRACE = 120.0
+#: Seconds in which output is collected before it is sent.
+OUTPUT_DELAY = 0.02
+
+
+class EngineService:
+    """Connects a main loop to the controller.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+        The reactor; where it also has ``callFromThread``, that is used to come
+        back from other threads.
+    dialer : IDialer
+        Ways to the controller, with the engine FURL.
+    loop : MainLoop
+        Runs the jobs. Its ``done`` must be `job_done`.
+    output : OutputBuffer
+        What running jobs give out. Its ``wake`` must be `output_waits`.
+    identity : dict
+        ``uuid host pid nanny wanted replaces``: who the engine is.
+    on_registered : callable
+        Called with the engine id, each time the controller gave or confirmed it.
+    on_end : callable
+        Called with the reason when the controller is gone for good.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        dialer: IDialer,
+        loop: MainLoop,
+        output: OutputBuffer,
+        identity: dict[str, Any],
+        on_registered: Callable[[int], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        self._clock = clock
+        self._loop = loop
+        self._output = output
+        self._identity = dict(identity)
+        self._on_registered = on_registered
+        self._hop: Callable[..., None] = getattr(clock, "callFromThread", _call_now)
+        self._kept = KeptResults()
+        self._jobs: dict[str, Job] = {}  # not done yet
+        self._failed_epoch: dict[str, int] = {}  # client -> stop_on_error epoch that failed here
+        self._timeouts: dict[str, Any] = {}
+        self._output_call: Any = None
+        self.id = -1
+        self._connection = Connection(
+            clock,
+            dialer,
+            "engine",
+            detail=self._detail,
+            receive=self._receive,
+            welcomed=self._welcomed,
+            lost=lambda reason: on_end(str(reason)),
+            grace=CONTROLLER_GRACE,
+        )
+        self._blobs = ChunkStore(self._connection.send)
+        self._handlers: dict[type[Record], Callable[[Any], None]] = {
+            Submit: self._submit,
+            Cancel: self._cancel,
+            Interrupt: self._interrupt,
+            Fetch: self._fetch,
+            Forget: self._forget,
+            Departed: self._departed,
+            Chunk: self._blobs.chunk_received,
+            Grant: self._blobs.grant_received,
+        }
+
+    def start(self) -> None:
+        """Connect and register."""
+        self._connection.start(patience=CONTROLLER_GRACE)
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect, after what was said has arrived."""
+        for timeout in self._timeouts.values():
+            timeout.cancel()
+        self._timeouts.clear()
+        if self._output_call is not None:
+            self._output_call.cancel()
+            self._send_output()
+        return self._connection.stop()
+
+    # -- called from the main thread ------------------------------------------------
+
+    def job_started(self, job: Job) -> None:
+        """A job begins; only those with a timeout need to say so."""
+        if job.submit.timeout > 0:
+            self._hop(self._start_timeout, job)
+
+    def job_done(self, job: Job, status: str, parts: Sequence[Buffer]) -> None:
+        """A job ended."""
+        self._hop(self._finish, job, status, parts)
+
+    def output_waits(self) -> None:
+        """There is output to send, where there was none before."""
+        self._hop(self._plan_output)
+
+    # -- handshake ----------------------------------------------------------------------
+
+    def _detail(self) -> dict[str, Any]:
+        held = [[submit.id, submit.op, submit.label] for submit in self._kept.unfinished]
+        return {**self._identity, "held": held, "clients": self._kept.clients}
+
+    def _welcomed(self, detail: dict[str, Any], resumed: bool) -> None:
+        self.id = self._identity["wanted"] = detail["id"]
+        self._identity["replaces"] = {}
+        if not resumed:
+            self._blobs.session_lost()
+        self._on_registered(self.id)
+
+    # -- records --------------------------------------------------------------------------
+
+    def _receive(self, record: Record, raw: bytes) -> None:
+        self._handlers[type(record)](record)
+
+    def _submit(self, submit: Submit) -> None:
+        kept = self._kept.get(submit.id)
+        if kept is not None:
+            for part in submit.parts:
+                if isinstance(part, BlobRef):
+                    self._blobs.ask_again(part.blob)
+            self._replay(kept)
+            return
+        self._kept.open(submit)
+        job = Job(submit)
+        self._jobs[submit.id] = job
+        client = submit.id.partition("-")[0]
+        if 0 <= submit.stop <= self._failed_epoch.get(client, -1):
+            self._end_unstarted(job, QueueCleared.__name__, _STOPPED)
+            return
+        self._loop.put(job)
+        gather_parts(self._blobs, submit.parts, lambda parts: self._loop.ready(job, parts))
+
+    def _cancel(self, cancel: Cancel) -> None:
+        wanted = set(cancel.ids)
+        for job in self._loop.cancel(lambda job: not wanted or job.submit.id in wanted):
+            self._end_unstarted(job, cancel.reason)
+
+    def _interrupt(self, interrupt: Interrupt) -> None:
+        if interrupt.id:
+            for job in self._loop.cancel(lambda job: job.submit.id == interrupt.id):
+                self._end_unstarted(job, "KeyboardInterrupt", "before it ran")
+        self._loop.interrupt(interrupt.id)
+
+    def _fetch(self, fetch: Fetch) -> None:
+        kept = self._kept.get(fetch.id)
+        if kept is None:
+            self._connection.send(Result(fetch.id, self.id, "", "unknown", 0.0, 0.0, 0, ()))
+        else:
+            self._replay(kept)
+
+    def _forget(self, forget: Forget) -> None:
+        for id in forget.ids:
+            self._release(self._kept.forget(id))
+
+    def _release(self, blobs: list[str]) -> None:
+        for blob in blobs:
+            self._blobs.release(blob)
+
+    def _departed(self, departed: Departed) -> None:
+        for job in self._loop.cancel(lambda job: job.submit.id.startswith(f"{departed.client}-")):
+            self._end_unstarted(job, "TaskAborted")
+        self._failed_epoch.pop(departed.client, None)
+        self._release(self._kept.abandon(departed.client))
+
+    def _replay(self, kept: Kept) -> None:
+        for event in kept.events:
+            self._connection.send(event)
+        if kept.result is not None:
+            self._connection.send(kept.result)
+        for blob, data in kept.blobs.items():
+            self._blobs.offer(blob, data)
+
+    # -- what jobs give -----------------------------------------------------------------------
+
+    def _plan_output(self) -> None:
+        if self._output_call is None:
+            self._output_call = self._clock.callLater(OUTPUT_DELAY, self._send_output)
+
+    def _send_output(self) -> None:
+        self._output_call = None
+        for id, kind, text, parts in self._output.take():
+            kept = self._kept.get(id)
+            if kept is not None:
+                name = f"{id}/{self.id}/{len(kept.events)}"
+                split, blobs = split_parts(parts, name, INLINE_LIMIT)
+                event = Event(id, self.id, len(kept.events), kind, text, split)
+                kept.events.append(event)
+                kept.size += len(text)
+                self._give(kept, event, blobs)
+
+    def _finish(self, job: Job, status: str, parts: Sequence[Buffer]) -> None:
+        if self._output_call is not None:
+            self._output_call.cancel()
+        self._send_output()
+        submit = job.submit
+        timeout = self._timeouts.pop(submit.id, None)
+        if timeout is not None:
+            timeout.cancel()
+        if status != "ok" and submit.stop >= 0:
+            self._stop_behind(submit)
+        self._end(job, status, parts, job.started, job.completed)
+
+    def _stop_behind(self, failed: Submit) -> None:
+        """stop_on_error: cancel what this client sent before it could know of the failure."""
+        client = failed.id.partition("-")[0]
+        self._failed_epoch[client] = max(failed.stop, self._failed_epoch.get(client, -1))
+
+        def match(job: Job) -> bool:
+            same = job.submit.id.startswith(f"{client}-")
+            return same and 0 <= job.submit.stop <= failed.stop
+
+        for job in self._loop.cancel(match):
+            self._end_unstarted(job, QueueCleared.__name__, _STOPPED)
+
+    def _end_unstarted(self, job: Job, ename: str, evalue: str = "") -> None:
+        evalue = evalue or _CANCELLED
+        for part in job.submit.parts:
+            if isinstance(part, BlobRef):
+                self._blobs.drop(part.blob)
+        failure = encode_failure(RemoteFailure(ename, evalue))
+        self._end(job, "error", [failure], 0.0, time.time())
+
+    def _end(self, job: Job, status: str, parts: Sequence[Buffer], started: float, completed: float) -> None:
+        submit = job.submit
+        self._jobs.pop(submit.id, None)
+        kept = self._kept.get(submit.id)
+        if kept is None:
+            return
+        split, blobs = split_parts(parts, f"{submit.id}/{self.id}/r", INLINE_LIMIT)
+        kept.submit = None
+        kept.result = Result(
+            submit.id, self.id, submit.op, status, started, completed, len(kept.events), split
+        )
+        kept.size += sum(len(part) for part in split if isinstance(part, bytes))
+        self._give(kept, kept.result, blobs)
+        if kept.abandoned:
+            self._release(self._kept.forget(submit.id))
+
+    def _give(self, kept: Kept, record: Record, blobs: dict[str, memoryview]) -> None:
+        self._connection.send(record)
+        for blob, data in blobs.items():
+            kept.blobs[blob] = data
+            kept.size += len(data)
+            self._blobs.offer(blob, data)
+
+    def _start_timeout(self, job: Job) -> None:
+        submit = job.submit
+        if submit.id in self._jobs:
+            self._timeouts[submit.id] = self._clock.callLater(submit.timeout, self._time_is_up, submit)
+
+    def _time_is_up(self, submit: Submit) -> None:
+        del self._timeouts[submit.id]
+        self._loop.interrupt(submit.id, timeout=submit.timeout)
+
+
+_STOPPED = "not run, because an earlier command of this client failed (stop_on_error)"
+_CANCELLED = "taken out of the queue before it ran"
+
+
+def _call_now(f: Callable[..., None], *args: Any) -> None:
+    f(*args)

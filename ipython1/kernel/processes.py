@@ -1,0 +1,83 @@
+"""Small things about processes, for the nanny and the launchers. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+#: ``PR_SET_PDEATHSIG`` of ``<sys/prctl.h>``.
+_PARENT_DEATH_SIGNAL = 1
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process signal `number` when its parent ends.
+
+    Only Linux can do that; elsewhere a child has to watch a pipe or socket that its parent holds.
+
+    Parameters
+    ----------
+    parent : int
+        The pid of the parent. Where it is gone already, this process ends at once.
+    number : int
+        The signal.
+    """
+    if sys.platform == "linux":
+        import ctypes  # takes 5 ms, and most importers of this module never come here
+
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(number), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def exit_words(status: int) -> str:
+    """How a process ended: ``'exit status 3'`` or ``'killed by signal 9 (SIGKILL)'``.
+
+    Parameters
+    ----------
+    status : int
+        As in `subprocess.Popen.returncode` and `os.waitstatus_to_exitcode`: negative for a signal.
+    """
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = f" ({signal.Signals(-status).name})"
+    except ValueError:
+        name = ""
+    return f"killed by signal {-status}{name}"
+
+
+def tail(path: Path, lines: int = 20, size: int = 8192) -> str:
+    """The last `lines` lines of a log file, from its last `size` bytes; empty where there is no file."""
+    try:
+        with path.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - size))
+            text = file.read(size).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def kill_group(leader: int, number: int = signal.SIGKILL) -> None:
+    """Send signal `number` to the process group of `leader`, if it has any process left."""
+    try:
+        os.killpg(leader, number)
+    except (ProcessLookupError, PermissionError):  # the latter: macOS, where only zombies are left
+        pass
+
+
+def redirect(log: Path | None) -> None:
+    """Take fd 0 from /dev/null and, where `log` is given, append fds 1 and 2 to that file (0600)."""
+    _replace(os.open(os.devnull, os.O_RDONLY), 0)
+    if log is not None:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, 1)
+        _replace(file, 2)
+
+
+def _replace(source: int, target: int) -> None:
+    os.dup2(source, target)
+    if source > 2:  # a process started without fds 0-2 may get one of these from os.open
+        os.close(source)

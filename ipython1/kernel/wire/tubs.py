@@ -1,0 +1,364 @@
+"""Foolscap Tubs as ipython1 wants them: certificates, FURLs, options, the port.
+
+Foolscap closes a TLS connection politely, and then waits for a peer that may
+be stopped, or out of reach, for as long as TCP does. The classes here give
+such a peer `LINGER` seconds, so that whoever closes something sees it gone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from foolscap.api import Tub
+from foolscap.broker import Broker
+from foolscap.ipb import IConnectionHintHandler
+from foolscap.negotiate import Negotiation
+from foolscap.pb import generateSwissnumber
+from foolscap.tokens import BananaError
+from OpenSSL.crypto import Error as OpenSSLError
+from twisted.internet import reactor as _reactor  # Foolscap knows no other
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ipython1.kernel.error import BadFURL
+from ipython1.kernel.files import ClusterFiles, write_private
+
+#: Seconds of silence after which the peer is asked for a sign of life.
+KEEPALIVE = 20
+#: Seconds of silence after which a connection counts as lost. Code that holds
+#: the GIL keeps an engine silent that is quite well, so this is long.
+DISCONNECT = 90
+#: Seconds that a closed connection may take to send its last bytes.
+LINGER = 1.0
+#: Seconds in which a peer has to get from the first byte to the end of negotiation.
+NEGOTIATION_TIME = 30
+#: Bits of the secret in a FURL.
+SECRET_BITS = 160
+#: Connections that may wait to be accepted.
+BACKLOG = 1024
+#: Addresses to listen on that nobody can dial.
+WILDCARDS = ("", "0.0.0.0", "::")
+#: Days a certificate is valid. Foolscap does not look: the FURL names the certificate.
+VALIDITY = 36500
+
+_FURL = re.compile(r"pb://([a-z2-7]{32})@([^/@\s]+)/([A-Za-z0-9._-]{1,200})")
+_LOCATION = re.compile(r"(?:tcp:)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9.]+)?\]):([0-9]{1,5})")
+_PLACE = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+
+log = Logger()
+# The module is untyped; mypy knows the reactor by its interfaces only.
+reactor: Any = _reactor
+
+
+def make_certificate() -> bytes:
+    """A new self-signed certificate and its private key (ECDSA, P-256), as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ipython1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=VALIDITY))
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def make_tub(certificate: bytes | None = None) -> Tub:
+    """A Tub with all our options, not yet started. The only place that makes one.
+
+    Its ``stopService`` tells every link that it is lost, and returns a Deferred
+    that fires when no connection, timer or port of the Tub is left.
+
+    Parameters
+    ----------
+    certificate : bytes, optional
+        What `make_certificate` returned; a new one where not given. Two Tubs
+        that run at the same time need two.
+
+    Raises
+    ------
+    ValueError
+        `certificate` is not one.
+    """
+    try:
+        tub = _Tub(certData=make_certificate() if certificate is None else certificate)
+    except OpenSSLError:
+        raise ValueError("not a certificate and its key") from None
+    tub.setOption("expose-remote-exception-types", False)
+    tub.setOption("accept-gifts", False)
+    tub.setOption("keepaliveTimeout", KEEPALIVE)
+    tub.setOption("disconnectTimeout", DISCONNECT)
+    tub.removeAllConnectionHintHandlers()
+    tub.addConnectionHintHandler("tcp", _TCPHints())
+    return tub
+
+
+def split_furl(furl: str) -> tuple[str, list[str], str]:
+    """Take a FURL apart.
+
+    Returns
+    -------
+    tub_id : str
+        What the certificate must hash to.
+    locations : list of str
+        Where to dial, each ``host:port``, the host of IPv6 in brackets.
+    name : str
+        The secret that names the object.
+
+    Raises
+    ------
+    BadFURL
+        `furl` is not a FURL that can be dialled.
+    """
+    match = _FURL.fullmatch(furl.strip())
+    if match is None:
+        raise BadFURL(furl=_shown(furl))
+    locations = []
+    for hint in match[2].split(","):
+        location = _LOCATION.fullmatch(hint)
+        if location is None or not 0 < int(location[2]) < 65536:
+            raise BadFURL(furl=_shown(furl))
+        locations.append(f"{location[1]}:{int(location[2])}")
+    return match[1], locations, match[3]
+
+
+def _shown(furl: str) -> str:
+    # What is nearly a FURL still holds its secret, and errors end up in logs.
+    text = furl.strip()
+    secret = re.match(r"[a-z]+://[^/]*/", text)
+    text = f"{secret[0]}…" if secret else text
+    return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+@implementer(IConnectionHintHandler)
+class _TCPHints:
+    """Turns locations into endpoints; unlike Foolscap's own, asks no thread to resolve an address."""
+
+    def hint_to_endpoint(self, hint: str, reactor: Any, update_status: Any) -> tuple[Any, str]:
+        host, port = hint.removeprefix("tcp:").rsplit(":", 1)
+        host = host.strip("[]")
+        if isIPAddress(host):
+            return TCP4ClientEndpoint(reactor, host, int(port)), host
+        if isIPv6Address(host):
+            return TCP6ClientEndpoint(reactor, host, int(port)), host
+        return HostnameEndpoint(reactor, host, int(port)), host
+
+    def describe(self) -> str:
+        return "tcp"
+
+
+def load_certificate(files: ClusterFiles) -> bytes:
+    """The controller's certificate of the last time, or a new one, not yet written."""
+    try:
+        return files.certificate.read_bytes()
+    except FileNotFoundError:
+        return make_certificate()
+
+
+def publish(tub: Tub, referenceable: Any, path: Path) -> str:
+    """Register an object, under the name that its FURL file `path` has, and write that file."""
+    name = ""
+    try:
+        tub_id, _, old = split_furl(path.read_text())
+        if tub_id == tub.getTubID():
+            name = old
+    except (FileNotFoundError, UnicodeDecodeError, BadFURL):
+        pass  # a new name then
+    furl: str = tub.registerReference(referenceable, name=name or generateSwissnumber(SECRET_BITS))
+    write_private(path, furl + "\n")
+    return furl
+
+
+def split_location(text: str) -> list[tuple[str, str]]:
+    """Host, and port or '', of each place in `text`: ``host`` or ``host:port``, with commas between.
+
+    Raises
+    ------
+    ValueError
+        One of them is neither, in words for the user.
+    """
+    if text in WILDCARDS:
+        own = socket.gethostname()
+        return [(own, "")] * bool(_PLACE.fullmatch(own)) + [("127.0.0.1", "")]
+    places = []
+    for part in text.split(","):
+        host = f"[{part.strip()}]" if part.count(":") > 1 and "[" not in part else part.strip()
+        match = _PLACE.fullmatch(host)
+        if match is None or not 0 < int(match[2] or 1) < 65536:
+            raise ValueError(f"{part!r} is no location. Give it as HOST or HOST:PORT")
+        places.append((match[1], match[2] or ""))
+    return places
+
+
+def open_port(reactor: Any, tub: Tub, ip: str, port: int) -> int:
+    """Listen for `tub`, which must not have been started, and return the number of the port.
+
+    Raises
+    ------
+    CannotListenError
+        The port is busy, or `ip` is no address of this host.
+    """
+    bound = _BoundPort()
+    listener = tub.listenOn(bound)
+    listener.noisy = False
+    bound.port = reactor.listenTCP(port, listener, backlog=BACKLOG, interface=ip)
+    number: int = bound.port.getHost().port
+    return number
+
+
+def why_not_listening(error: CannotListenError, ip: str, port: int) -> str:
+    """What went wrong in `open_port`, and what to do."""
+    number = getattr(error.socketError, "errno", None)
+    if number == errno.EADDRINUSE:
+        return f"port {port} of {ip} is in use. Choose another with --port, or stop what listens there"
+    if number == errno.EACCES:
+        return f"only the administrator may listen on port {port}. Choose one above 1023 with --port"
+    return (
+        f"this host cannot listen on {ip}:{port} ({error.socketError}). Choose one of its addresses with --ip"
+    )
+
+
+@implementer(IStreamServerEndpoint)
+class _BoundPort:
+    """Gives Foolscap a port that listens already: its own way to open one hides the errors."""
+
+    port: Any = None
+
+    def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:  # noqa: N803
+        """The port, whose connections go to `protocolFactory`."""
+        return succeed(self.port)
+
+
+class _Negotiation(Negotiation):
+    """Negotiation that its Tub can end, and that does not wait for silent peers."""
+
+    SERVER_TIMEOUT = NEGOTIATION_TIME
+
+    def connectionMade(self) -> None:
+        self._our_tub.negotiating.add(self.transport)
+        super().connectionMade()
+
+    def dataReceived(self, chunk: bytes) -> None:
+        # After a failure Foolscap goes on reading, and forgets the first reason for the next.
+        if self.failureReason is None:
+            super().dataReceived(chunk)
+
+    def startENCRYPTED(self) -> None:
+        # Foolscap would take them for a part of what was said under TLS.
+        if self.buffer:
+            raise BananaError("plain bytes where TLS begins")
+        super().startENCRYPTED()
+
+    def switchToBanana(self, params: Any) -> None:
+        self._our_tub.negotiating.discard(self.transport)
+        super().switchToBanana(params)
+
+    def negotiationTimedOut(self) -> None:
+        super().negotiationTimedOut()
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)
+        self._our_tub.negotiating.discard(self.transport)
+        self._our_tub.check_empty()
+
+    @property
+    def _our_tub(self) -> Any:
+        return self.tub if self.isClient else self.listener._tub
+
+
+class _Broker(Broker):
+    """A connection that ends when it is told to, and says little in the log."""
+
+    logReceiveErrors = False  # noqa: N815
+    _abort: Any = None
+
+    def connectionMade(self) -> None:
+        self.tub.connected.add(self.transport)
+        super().connectionMade()
+
+    def shutdown(self, why: Failure, fireDisconnectWatchers: bool = True) -> None:  # noqa: N803
+        super().shutdown(why, fireDisconnectWatchers)
+        self.connectionAbandoned = True  # what still comes in is not for us
+        if self._abort is None and self.transport in self.tub.connected:
+            self._abort = reactor.callLater(LINGER, self.transport.abortConnection)
+
+    def connectionLost(self, why: Failure) -> None:
+        if self._abort is not None and self._abort.active():
+            self._abort.cancel()
+        super().connectionLost(why)
+        self.tub.connected.discard(self.transport)
+        self.tub.forget(self.remote_tubref)
+        self.tub.check_empty()
+
+    def reportReceiveError(self, f: Failure) -> None:
+        log.warn("malformed bytes from {peer}: {error}", peer=self.transport.getPeer(), error=f.value)
+        self.shutdown(f)
+
+    def handleError(self, msg: bytes) -> None:
+        log.warn("{peer} ended the connection: {msg!r}", peer=self.transport.getPeer(), msg=msg)
+        self.shutdown(Failure(ConnectionLost("the peer reported an error")))
+
+
+class _Tub(Tub):
+    """A Tub that knows its open connections, and leaves none behind."""
+
+    unsafeTracebacks = False  # noqa: N815
+    negotiationClass = _Negotiation  # noqa: N815
+    brokerClass = _Broker  # noqa: N815
+
+    def __init__(self, certData: bytes) -> None:  # noqa: N803
+        super().__init__(certData=certData)
+        self.negotiating: set[Any] = set()  # transports
+        self.connected: set[Any] = set()
+        self._empty: Deferred[None] | None = None
+
+    def stopService(self) -> Deferred[None]:
+        # Foolscap would first forget whom to tell that the connection ended.
+        why = Failure(ConnectionDone("the Tub was stopped"))
+        for broker in list(self.brokers.values()):
+            broker.shutdown(why)
+        deferred: Deferred[None] = super().stopService()
+        deferred.addCallback(lambda _: self._wait_until_empty())
+        return deferred
+
+    def _wait_until_empty(self) -> Deferred[None]:
+        for transport in list(self.negotiating):
+            transport.abortConnection()
+        if not self.negotiating and not self.connected:
+            return succeed(None)
+        self._empty = Deferred()
+        return self._empty
+
+    def check_empty(self) -> None:
+        """A connection ended: the last one lets ``stopService`` finish."""
+        if self._empty is not None and not self.negotiating and not self.connected:
+            empty, self._empty = self._empty, None
+            empty.callback(None)
+
+    def forget(self, tub_ref: Any) -> None:
+        """Drop what Foolscap would keep for ever about each Tub that was ever connected."""
+        if tub_ref not in self.brokers:
+            self.master_table.pop(tub_ref.getTubID(), None)
+            self.slave_table.pop(tub_ref.getTubID(), None)

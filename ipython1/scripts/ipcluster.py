@@ -1,0 +1,370 @@
+"""``ipcluster``: starts, stops and looks after clusters. Light: what it imports at once is small."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ipython1 import __version__
+from ipython1.kernel.files import FURL_FILES, ClusterFiles
+from ipython1.kernel.processes import die_with_parent
+from ipython1.launch import state as states
+from ipython1.launch.daemon import daemonize
+from ipython1.launch.local import (
+    LocalController,
+    LocalLauncher,
+    RunningController,
+    environment,
+    module_command,
+)
+from ipython1.launch.logs import follow, log_lines
+from ipython1.launch.report import Banner, Report, engines_line
+from ipython1.launch.state import AlreadyRunning, NotRunning, State
+from ipython1.launch.supervisor import Supervisor
+from ipython1.scripts.options import (
+    NOT_RUNNING,
+    Commands,
+    Failure,
+    cluster_option,
+    daemonize_option,
+    engines_options,
+    format_option,
+)
+
+if TYPE_CHECKING:
+    from ipython1.kernel.client import MultiEngineClient
+    from ipython1.kernel.interfaces import ILauncher
+
+#: Seconds that a cluster has to stop before it is killed.
+STOP_GRACE = 30.0
+
+EPILOG = """\b
+Examples:
+  ipcluster -n 4                   a cluster of four engines on this machine, until Ctrl-C
+  ipcluster -n 4 --daemonize       the same, in the background
+  ipcluster run -n 4 script.py     a cluster for one script
+\b
+Exit status:
+  0  done      2  wrong options                  4  the cluster runs already
+  1  failed    3  there is no such running cluster
+"""
+
+
+@click.group(cls=Commands, epilog=EPILOG)
+@click.version_option(__version__, message="%(version)s")
+def main() -> None:
+    """Start, stop and look after clusters: a controller and its engines."""
+
+
+# -- starting --------------------------------------------------------------------
+
+
+@main.command(
+    epilog="\b\nExample:  ipcluster start -n 4 --cluster mine --ip 0.0.0.0 --location head.example.org"
+)
+@engines_options
+@cluster_option()
+@click.option("--engines", "where", default="local", metavar="LAUNCHER", help="What starts them.  [local]")
+@click.option("--ip", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [as last time, or 10105]")
+@click.option("--location", metavar="HOST[:PORT]", help="Where others find the controller.  [--ip]")
+@click.option("--dashboard/--no-dashboard", default=True, help="Serve a web page on this machine.  [yes]")
+@daemonize_option
+@click.option("--temporary", is_flag=True, hidden=True)
+@click.option("--die-with-parent", "owner", type=int, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+def start(
+    files: ClusterFiles,
+    n: int,
+    where: str,
+    ip: str,
+    port: int | None,
+    location: str | None,
+    dashboard: bool,
+    daemonize: bool,
+    restart: bool,
+    timeout: float,
+    temporary: bool,
+    owner: int | None,
+    ready_fd: int | None,
+) -> None:
+    """Start a cluster, and keep it running until Ctrl-C or `ipcluster stop`."""
+    make = find_launcher(where)
+    options = ["--ip", ip, "--dashboard" if dashboard else "--no-dashboard"]
+    options += ["--location", location] if location else []
+    on_ready = _background(files) if daemonize else partial(_tell, ready_fd)
+    with states.held(files):
+        supervisor = Supervisor(
+            files,
+            n,
+            LocalController(files, options, port=port),
+            make(files, restart=restart),
+            Banner(files.cluster, states.option(files.cluster), daemonize),
+            restart=restart,
+            temporary=temporary,
+            timeout=timeout,
+            owner=owner,
+            on_ready=on_ready,
+        )
+        status = supervisor.run()
+    sys.exit(status)
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="\b\nExample:  ipcluster run -n 4 analyse.py --input data.csv",
+)
+@engines_options
+@cluster_option(None, "Name of the cluster.  [a new one, removed afterwards]")
+@click.argument("script", type=click.Path(exists=True, dir_okay=False))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(
+    files: ClusterFiles | None, n: int, restart: bool, timeout: float, script: str, arguments: Sequence[str]
+) -> None:
+    """Start a cluster, run a Python script with it, and stop it.
+
+    The script finds a client of the cluster as `mec`, or makes one with client.MultiEngineClient().
+    The exit status is that of the script.
+    """
+    temporary = files is None
+    files = files or ClusterFiles(states.private_name("run"))
+    furl = os.fspath(files.furl("multiengine").absolute())
+
+    def start_script() -> subprocess.Popen[bytes]:
+        command = [*module_command("ipython1.launch.runner"), script, *arguments]
+        ends = partial(die_with_parent, os.getpid())
+        return subprocess.Popen(command, env=environment(IPYTHON1_FURL=furl), preexec_fn=ends)
+
+    with states.held(files):
+        supervisor = Supervisor(
+            files,
+            n,
+            LocalController(files, ["--no-dashboard"], port=0 if temporary else None),
+            LocalLauncher(files, restart=restart),
+            Report(),
+            restart=restart,
+            temporary=temporary,
+            timeout=timeout,
+            script=start_script,
+        )
+        status = supervisor.run()
+    sys.exit(status)
+
+
+@main.command(epilog="\b\nExample:  ipcluster engines -n 2")
+@engines_options
+@cluster_option()
+@daemonize_option
+def engines(files: ClusterFiles, n: int, restart: bool, timeout: float, daemonize: bool) -> None:
+    """Start more engines for a running cluster, until Ctrl-C or its end."""
+    states.running(files)
+    on_ready = _background(files) if daemonize else partial(_tell, None)
+    supervisor = Supervisor(
+        files,
+        n,
+        RunningController(files),
+        LocalLauncher(files, restart=restart, name=f"ipengine-{os.getpid()}"),
+        EnginesReport(),
+        restart=restart,
+        timeout=timeout,
+        on_ready=on_ready,
+        keeps_state=False,
+    )
+    sys.exit(supervisor.run())
+
+
+class EnginesReport(Report):
+    """Says which engines have come."""
+
+    def ready(self, state: State, ids: Sequence[int], seconds: float) -> None:
+        """See `Report`."""
+        click.echo(f"engines      {engines_line(ids, state.n, seconds)}")
+
+
+def find_launcher(name: str) -> Callable[..., ILauncher]:
+    """What makes a launcher from `ClusterFiles` and ``restart``, by the name of its entry point."""
+    if name == "local":
+        return LocalLauncher
+    from importlib.metadata import entry_points
+
+    found = {entry.name: entry for entry in entry_points(group="ipython1.launchers")}
+    if name not in found:
+        names = ", ".join(sorted({"local", *found}))
+        raise click.UsageError(f"There is no launcher {name!r}. Installed are: {names}.")
+    factory: Callable[..., ILauncher] = found[name].load()
+    return factory
+
+
+def _background(files: ClusterFiles) -> Callable[[], None]:
+    return daemonize(lambda: files.log / "ipcluster.log")
+
+
+def _tell(fd: int | None) -> None:
+    if fd is not None:
+        os.write(fd, b"ready\n")
+        os.close(fd)
+
+
+# -- stopping, cleaning ------------------------------------------------------------
+
+
+@main.command(epilog="\b\nExample:  ipcluster stop --cluster mine")
+@cluster_option()
+def stop(files: ClusterFiles) -> None:
+    """Stop a running cluster, and wait until it is gone."""
+    states.running(files)
+    asked, deadline = 0, time.monotonic() + STOP_GRACE
+    while states.is_running(files):
+        late = time.monotonic() > deadline
+        found = State.read(files)
+        if found.is_current and (late or found.pid != asked):
+            asked = found.pid
+            os.kill(asked, signal.SIGKILL if late else signal.SIGTERM)
+        time.sleep(0.02)
+    click.echo(f"stopped      cluster {files.cluster}")
+
+
+@main.command(epilog="\b\nExample:  ipcluster clean --cluster mine --all")
+@cluster_option(None, "Name of the cluster.  [all that do not run]")
+@click.option("--all", "everything", is_flag=True, help="Also certificate, FURL files and logs.")
+def clean(files: ClusterFiles | None, everything: bool) -> None:
+    """Remove what clusters that do not run any more have left behind."""
+    if files is not None and not files.folder.is_dir():
+        raise Failure(f"there is no cluster {files.cluster}. See: ipcluster list", NOT_RUNNING)
+    for each in states.all_clusters() if files is None else [files]:
+        if states.clean(each, everything):
+            click.echo(f"cleaned      cluster {each.cluster}")
+        elif files is not None:
+            raise AlreadyRunning(each.cluster, State.read(each).pid)
+
+
+# -- looking -----------------------------------------------------------------------
+
+
+@main.command("list", epilog="\b\nExample:  ipcluster list -o json")
+@format_option
+def list_(form: str) -> None:
+    """List the clusters of this user on this machine."""
+    found = [_facts(files) for files in states.all_clusters()]
+    if form == "json":
+        click.echo(json.dumps(found, indent=1))
+    elif not found:
+        click.echo("no clusters")
+    else:
+        rows = [("CLUSTER", "STATE", "PID", "ADDRESS", "ENGINES", "STARTED")]
+        for facts in found:
+            count = str(len(facts["engines"])) if facts["state"] == "running" else ""
+            began = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started"])) if count else ""
+            rows.append(
+                (facts["cluster"], facts["state"], str(facts["pid"] or ""), facts["address"], count, began)
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _facts(files: ClusterFiles) -> dict[str, Any]:
+    alive = states.is_running(files)
+    found = State.read(files) if alive else State()
+    return {
+        "cluster": files.cluster,
+        "state": "running" if alive else "stopped",
+        "pid": found.pid,
+        "controller": found.controller,
+        "address": found.address,
+        "engines": found.engines,
+        "started": found.started,
+        "dashboard": found.dashboard,
+    }
+
+
+@contextmanager
+def connected(files: ClusterFiles) -> Iterator[MultiEngineClient]:
+    """A client of a running cluster."""
+    if not states.is_running(files) and not states.controller_lock(files).is_held():
+        raise NotRunning(files.cluster)
+    from ipython1.kernel.client import MultiEngineClient
+
+    with MultiEngineClient(files.furl("multiengine")) as mec:
+        yield mec
+
+
+@main.command(epilog="\b\nExample:  ipcluster status -o json")
+@cluster_option()
+@format_option
+def status(files: ClusterFiles, form: str) -> None:
+    """Show a running cluster: its engines, and what they do."""
+    with connected(files) as mec:
+        table = mec.status()
+    facts = _facts(files)
+    if form == "json":
+        click.echo(json.dumps({**facts, "engines": list(table)}, indent=1))
+        return
+    if facts["address"]:
+        click.echo(f"controller   {facts['address']}  (pid {facts['controller']})")
+    if facts["dashboard"]:
+        click.echo(f"dashboard    {facts['dashboard']}")
+    click.echo(repr(table))
+
+
+@main.command(epilog="\b\nExample:  ipcluster scale 8")
+@cluster_option()
+@click.argument("n", type=click.IntRange(0))
+def scale(files: ClusterFiles, n: int) -> None:
+    """Start or stop engines of a running cluster, until it has N."""
+    with connected(files) as mec:
+        mec.scale(n)
+        mec.wait_for_engines(n)
+        deadline = time.monotonic() + STOP_GRACE
+        while len(ids := mec.get_ids()) > n and time.monotonic() < deadline:
+            time.sleep(0.02)
+    click.echo(f"engines      {len(ids)}" + (": " + " ".join(map(str, ids)) if ids else ""))
+
+
+@main.command(epilog="\b\nExample:  ssh other ipengine -n 8 --furl-stdin < $(ipcluster furl engine --path)")
+@cluster_option()
+@click.argument("kind", type=click.Choice(list(FURL_FILES)), default="multiengine")
+@click.option("--path", is_flag=True, help="Print the path of the file that holds it.")
+def furl(files: ClusterFiles, kind: str, path: bool) -> None:
+    """Print a FURL of a cluster: the address and the right to use it. Treat it like a password.
+
+    KIND says what it allows: multiengine (all), task, engine (to be an engine), view (to look).
+    """
+    file = files.furl(kind)
+    if not file.exists():
+        raise NotRunning(files.cluster)
+    click.echo(os.fspath(file) if path else file.read_text().strip())
+
+
+@main.command(epilog="\b\nExample:  ipcluster logs -f")
+@cluster_option()
+@click.option("-f", "--follow", "keep_on", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+@click.option("-n", "--lines", default=50, metavar="N", help="Lines of each file at first.  [50]")
+def logs(files: ClusterFiles, keep_on: bool, lines: int) -> None:
+    """Print what the controller and the engines of a cluster wrote."""
+    if not files.log.is_dir():
+        raise NotRunning(files.cluster)
+    ends: dict[Path, int] = {}
+    for line in log_lines(files.log, lines, ends):
+        click.echo(line)
+    if keep_on:
+        try:
+            for line in follow(files.log, ends, time.sleep):
+                click.echo(line)
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main(prog_name="ipcluster")

@@ -1,0 +1,130 @@
+"""``ipengine``: the engines of one host."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ipython1.kernel.files import ClusterFiles
+
+#: Exit status where no FURL could be had; for others see `ipython1.kernel.engine.nanny`.
+NO_FURL = 4
+
+EPILOG = """\b
+Examples:
+  ipengine -n 4                        four engines for the cluster of this host
+  ssh host ipengine -n 8 --furl-stdin < ~/.ipython1/default/security/ipcontroller-engine.furl
+\b
+Exit status:
+  0  stopped on request          3  the controller refused, or was away for too long
+  1  no engine could start       4  no FURL to connect to
+  2  wrong options
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "-n", "number", type=click.IntRange(min=1), default=1, show_default=True, help="How many engines."
+)
+@click.option("--cluster", default="default", show_default=True, metavar="NAME", help="The cluster to join.")
+@click.option(
+    "--furl-file",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="File with the engine FURL.  [default: the cluster's]",
+)
+@click.option("--furl-stdin", is_flag=True, help="Read the engine FURL from stdin, one line.")
+@click.option("--no-restart", is_flag=True, help="Leave engines that died dead.")
+@click.option(
+    "--log-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the engines' output."
+)
+def main(
+    n: int,
+    cluster: str,
+    furl_file: Path | None,
+    furl_stdin: bool,
+    no_restart: bool,
+    log_dir: Path | None,
+) -> None:
+    """Start engines that register with a running controller, and watch over them."""
+    if furl_stdin and furl_file is not None:
+        raise click.UsageError("Give either --furl-file or --furl-stdin, not both.")
+    from ipython1.kernel.files import ClusterFiles
+
+    try:
+        files = ClusterFiles(cluster)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    furl = "" if furl_stdin else _read_furl(files, furl_file)
+    sys.exit(_run(n, furl, not no_restart, log_dir or files.log))
+
+
+def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
+    # All that an engine will need: imported once here, shared by all of them. While we wait for a
+    # FURL on stdin, that is time the controller takes to start.
+    from ipython1.kernel.engine.nanny import Nanny
+    from ipython1.kernel.engine.process import agent_main, engine_main, preload
+    from ipython1.kernel.engine.zygote import Zygote
+    from ipython1.kernel.error import BadFURL
+    from ipython1.kernel.wire.tubs import split_furl
+
+    shell = preload()
+    if not furl:
+        furl = sys.stdin.readline().strip()
+        if not furl:
+            return _fail("no FURL came on stdin. Send the line of the cluster's ipcontroller-engine.furl.")
+    try:
+        split_furl(furl)
+    except BadFURL as error:
+        return _fail(str(error))
+    try:
+        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return _fail(f"cannot make the folder {log_dir} ({error.strerror}). Name another with --log-dir.", 1)
+    logging.basicConfig(format="%(asctime)s ipengine: %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
+    zygote = Zygote(interrupted=lambda _number: nanny.quit())
+    nanny = Nanny(
+        zygote,
+        engine_main(furl, shell),
+        agent_main(furl),
+        folder=log_dir,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        restart=restart,
+    )
+    gc.collect()
+    gc.freeze()  # pages the collector does not write to stay shared between the engines
+    nanny.start_agent()
+    nanny.start(n)
+    zygote.run(lambda: nanny.status is not None)
+    zygote.close()
+    return nanny.status or 0
+
+
+def _read_furl(files: ClusterFiles, furl_file: Path | None) -> str:
+    path = furl_file or files.furl("engine")
+    try:
+        furl = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        sys.exit(_fail(f"cannot read the FURL file {path} ({reason}). Start a cluster with: ipcluster -n 4"))
+    if not furl:
+        sys.exit(_fail(f"the FURL file {path} is empty. Start the cluster anew with: ipcluster -n 4"))
+    return furl
+
+
+def _fail(message: str, status: int = NO_FURL) -> int:
+    click.echo(f"ipengine: {message}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What the commands of `ipcluster` have in common: options, errors, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ipython1.kernel.error import IPython1Error
+from ipython1.kernel.files import ClusterFiles
+from ipython1.launch.state import DEFAULT, AlreadyRunning, NotRunning
+
+#: Exit statuses, beside 0 and click's 2 for wrong options.
+FAILED, NOT_RUNNING, ALREADY_RUNNING = 1, 3, 4
+
+
+class Failure(click.ClickException):
+    """Ends `ipcluster` with a message and an exit status of its own."""
+
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        """Print the message."""
+        click.echo(f"ipcluster: {self.message}", file=file, err=True)
+
+
+class Commands(click.Group):
+    """Options without a command mean `start`; our own errors become exit statuses."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Group`."""
+        if args and args[0].startswith("-") and args[0] not in ("--help", "--version"):
+            args = ["start", *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group`."""
+        try:
+            return super().invoke(ctx)
+        except NotRunning as error:
+            raise Failure(str(error), NOT_RUNNING) from None
+        except AlreadyRunning as error:
+            raise Failure(str(error), ALREADY_RUNNING) from None
+        except IPython1Error as error:
+            raise Failure(str(error)) from None
+        except OSError as error:
+            raise Failure(f"{error.filename or 'the system'}: {error.strerror or error}.") from None
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
+
+
+def _files(_ctx: click.Context, _option: click.Parameter, name: str | None) -> ClusterFiles | None:
+    try:
+        return None if name is None else ClusterFiles(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def cluster_option(default: str | None = DEFAULT, what: str = "Name of the cluster.") -> Callable[..., Any]:
+    """The option ``--cluster``, which gives the command its `files`."""
+    option: Callable[..., Any] = click.option(
+        "--cluster", "files", default=default, show_default=True, metavar="NAME", callback=_files, help=what
+    )
+    return option
+
+
+def engines_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options on engines that several commands have."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for option in (
+        click.option("--timeout", default=60.0, metavar="SECONDS", help="Time to start in.  [60]"),
+        click.option("--restart/--no-restart", default=True, help="Start again what dies.  [yes]"),
+        click.option(
+            "-n",
+            "n",
+            type=click.IntRange(1),
+            default=cpus,
+            metavar="N",
+            help="Number of engines.  [1 a CPU]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+format_option = click.option(
+    "-o", "form", type=click.Choice(["table", "json"]), default="table", help="How to print it.  [table]"
+)
+daemonize_option = click.option("--daemonize", is_flag=True, help="Return when the engines are ready.")

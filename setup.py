@@ -1,0 +1,60 @@
+"""Builds and installs ipython1."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "ipython1" / "__init__.py").read_text(), re.MULTILINE)
+README = HERE / "README.rst"
+
+setup(
+    name="ipython1",
+    version=VERSION[1],
+    description="Interactive parallel computing: a controller, engines, and clients that drive them",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/x-rst",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["ipython1", "ipython1.*"]),
+    package_data={"ipython1.kernel": ["py.typed"]},
+    include_package_data=False,
+    zip_safe=False,
+    install_requires=[
+        "click>=8.1",
+        "cloudpickle>=3",
+        "cryptography>=42",
+        "foolscap>=24.9",
+        "ipython>=8.12",
+        "msgpack>=1.0.5",
+        "psutil>=5.9",
+        "pyOpenSSL>=24",
+        "tqdm>=4.64",
+        "twisted[tls]>=23.10",
+        "zope.interface>=5.4",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.80", "numpy", "pandas", "pexpect>=4.8", "pytest>=7.4", "pytest-timeout>=2.1"],
+        "docs": ["sphinx>=7"],
+        "lint": ["mypy>=1.8", "mypy-zope>=1.0", "ruff>=0.4"],
+    },
+    entry_points={
+        "console_scripts": [
+            "ipcluster = ipython1.scripts.ipcluster:main",
+            "ipcontroller = ipython1.scripts.ipcontroller:main",
+            "ipengine = ipython1.scripts.ipengine:main",
+        ],
+        "ipython1.launchers": ["local = ipython1.launch.local:LocalLauncher"],
+    },
+    classifiers=[
+        "Framework :: IPython",
+        "Framework :: Twisted",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+)

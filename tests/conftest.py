@@ -1,0 +1,104 @@
+"""Fixtures of the whole test suite.
+
+Every test module gets an `IPYTHON1_DIR` of its own, and a test that leaves an
+error in Twisted's log fails, whatever else it found.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+#: Errors kept for the report of one test, and characters shown of each.
+ERRORS_KEPT = 3
+TEXT_SHOWN = 4000
+
+# No deadline: the machine may be busy. The same examples each time where a failure must mean the change.
+settings.register_profile("ipython1", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("ipython1")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports made out of the collections `logged_errors` asks for."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ipython1_dir() -> Iterator[Path]:
+    """An empty `IPYTHON1_DIR`, one per test module; short, for Unix sockets have short names."""
+    folder = Path(tempfile.mkdtemp(prefix="ip1-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHON1_DIR", os.fspath(folder))
+        patch.delenv("IPYTHON1_FURL", raising=False)
+        yield folder
+    shutil.rmtree(folder)
+
+
+def failure_of(event: Mapping[str, Any]) -> Failure | None:
+    """The failure an event tells of, logged the new way or with `log.err`."""
+    return event.get("log_failure") or event.get("failure")
+
+
+class LoggedErrors:
+    """The errors logged during one test; an observer of `twisted.logger`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kept: list[Mapping[str, Any]] = []
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        level = event.get("log_level")
+        if failure_of(event) is None:
+            if level is None or level < LogLevel.error:
+                return
+            if event.get("log_namespace") == "twisted.internet.defer":
+                return  # the heading of the event that follows it, with the failure
+        self.count += 1
+        if len(self.kept) < ERRORS_KEPT:
+            self.kept.append(event)
+
+    def flush(self, *types: type[BaseException]) -> list[Mapping[str, Any]]:
+        """Take out the errors of the given types (all of them, where none is given)."""
+        gc.collect()
+        taken = []
+        for event in self.kept:
+            failure = failure_of(event)
+            if not types or (failure is not None and failure.check(*types)):
+                taken.append(event)
+        self.kept = [event for event in self.kept if event not in taken]
+        self.count -= len(taken)
+        return taken
+
+    def report(self) -> str:
+        """What was logged, bounded."""
+        texts = []
+        for event in self.kept:
+            failure = failure_of(event)
+            text = formatEvent(event) if failure is None else failure.getTraceback()
+            texts.append(text if len(text) <= TEXT_SHOWN else "…" + text[-TEXT_SHOWN:])
+        return "\n".join([f"{self.count} error(s) in Twisted's log:", *texts])
+
+
+@pytest.fixture(autouse=True)
+def logged_errors() -> Iterator[LoggedErrors]:
+    """The errors the test logs. Those it did not `flush` fail it."""
+    errors = LoggedErrors()
+    globalLogPublisher.addObserver(errors)
+    try:
+        yield errors
+        gc.collect()  # a failed Deferred in a reference cycle speaks when it is collected
+    finally:
+        globalLogPublisher.removeObserver(errors)
+    if errors.count:
+        pytest.fail(errors.report(), pytrace=False)

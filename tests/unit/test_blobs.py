@@ -1,0 +1,146 @@
+"""Chunked blobs between two stores: any loss, repeat or restart ends in the same bytes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from zope.interface.verify import verifyObject
+
+from ipython1.kernel.interfaces import IBlobStore
+from ipython1.kernel.wire import blobs as blobs_module
+from ipython1.kernel.wire.blobs import ACTIVE, WINDOW, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Record
+
+
+class Ends:
+    """A sender and a receiver with a wire that the test can break."""
+
+    def __init__(self) -> None:
+        self.to_receiver: list[Record] = []
+        self.to_sender: list[Record] = []
+        self.sender = ChunkStore(self.to_receiver.append)
+        self.receiver = ChunkStore(self.to_sender.append)
+
+    def turn(self) -> None:
+        chunks, self.to_receiver[:] = list(self.to_receiver), []
+        for record in chunks:
+            assert isinstance(record, Chunk)
+            self.receiver.chunk_received(record)
+        grants, self.to_sender[:] = list(self.to_sender), []
+        for grant in grants:
+            assert isinstance(grant, Grant)
+            self.sender.grant_received(grant)
+
+    def settle(self) -> None:
+        while self.to_receiver or self.to_sender:
+            self.turn()
+
+
+def content(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_SIZE, CHUNK_SIZE + 1, 7 * CHUNK_SIZE - 3])
+def test_a_blob_arrives_whole_and_writable(size: int) -> None:
+    ends, got = Ends(), []
+    ends.receiver.expect("b", size).addCallback(got.append)
+    ends.sender.offer("b", memoryview(content(size)))
+    ends.settle()
+    if size:
+        assert bytes(got[0]) == content(size)
+        got[0][0] = 1
+    ends.sender.release("b")
+    assert verifyObject(IBlobStore, ends.sender)
+
+
+def test_no_more_than_the_window_is_on_its_way() -> None:
+    ends = Ends()
+    for i in range(20):
+        ends.sender.offer(f"b{i}", memoryview(content(10 * CHUNK_SIZE)))
+    on_the_way = sum(len(chunk.data) for chunk in ends.to_receiver if isinstance(chunk, Chunk))
+    assert on_the_way == ACTIVE * WINDOW
+
+
+STEPS = st.lists(
+    st.sampled_from(["turn", "lose", "expect again", "offer again", "refuse", "repeat"]), max_size=30
+)
+
+
+@given(STEPS, st.integers(1, 12))
+def test_whatever_happens_on_the_way_the_bytes_are_right(steps: list[str], chunks: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blobs_module, "CHUNK_SIZE", 10)
+        patch.setattr(blobs_module, "WINDOW", 40)
+        data = content(chunks * 10 - 3)
+        ends, got = Ends(), []
+        ends.receiver.expect("b", len(data)).addCallback(got.append)
+        ends.sender.offer("b", memoryview(data))
+        for step in steps:
+            if step == "turn":
+                ends.turn()
+            elif step == "lose":  # the controller died: what was on the way is gone
+                ends.to_receiver.clear()
+                ends.to_sender.clear()
+                ends.sender.session_lost()
+                ends.sender.offer("b", memoryview(data))
+                ends.receiver.ask_again("b")
+            elif step == "expect again":
+                ends.receiver.ask_again("b")
+            elif step == "offer again":
+                ends.sender.offer("b", memoryview(data))
+            elif step == "refuse":
+                ends.sender.grant_received(Grant("b", -1))
+            else:
+                ends.to_receiver.extend(list(ends.to_receiver[:2]))
+        ends.receiver.ask_again("b")
+        ends.settle()
+        assert [bytes(item) for item in got] == [data]
+
+
+def test_a_blob_nobody_expects_is_refused_until_it_is_expected() -> None:
+    ends, got = Ends(), []
+    data = content(5 * CHUNK_SIZE)
+    ends.sender.offer("b", memoryview(data))
+    ends.settle()
+    ends.receiver.expect("b", len(data)).addCallback(got.append)
+    ends.settle()
+    assert [bytes(item) for item in got] == [data]
+
+
+def test_chunks_past_the_end_are_dropped() -> None:
+    ends, got = Ends(), []
+    ends.receiver.expect("b", 4).addCallback(got.append)
+    ends.receiver.chunk_received(Chunk("b", 0, b"12345"))
+    ends.receiver.chunk_received(Chunk("b", 2, b"34"))
+    assert not got
+    ends.receiver.chunk_received(Chunk("b", 0, b"1234"))
+    assert [bytes(item) for item in got] == [b"1234"]
+
+
+def test_large_parts_leave_the_record_and_all_is_copied() -> None:
+    large, small = bytearray(content(100_000)), bytearray(b"small")
+    parts, blobs = split_parts([small, memoryview(large)], "id/s0", 64 * 1024)
+    assert parts == (b"small", BlobRef("id/s0/0", 100_000))
+    large[:] = bytes(100_000)
+    assert bytes(blobs["id/s0/0"]) == content(100_000)
+
+
+def test_many_middling_parts_do_not_make_a_huge_record() -> None:
+    parts, blobs = split_parts([bytes(30_000)] * 10, "id", 64 * 1024)
+    inline = sum(len(part) for part in parts if isinstance(part, bytes))
+    assert inline < 64 * 1024
+    assert len(blobs) == 8
+
+
+def test_parts_are_gathered_in_their_order() -> None:
+    ends, got = Ends(), []
+    gather_parts(ends.receiver, (b"x", BlobRef("b", 3), b"y", BlobRef("c", 2)), got.append)
+    ends.receiver.chunk_received(Chunk("c", 0, b"cc"))
+    assert not got
+    ends.receiver.chunk_received(Chunk("b", 0, b"bbb"))
+    assert [[bytes(part) for part in parts] for parts in got] == [[b"x", b"bbb", b"y", b"cc"]]
+    gather_parts(ends.receiver, (b"x",), got.append)
+    assert got[1] == [b"x"]

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import base64
+import pickle
+
+import msgpack
+import pytest
+from IPython.core.formatters import DisplayFormatter
+from IPython.lib.pretty import pretty
+
+from ipython1.kernel.client.results import UNFOLDED, Result, ResultList, display_data, make_result
+
+PNG = b"\x89PNG\r\n"
+
+
+def command(source, number=1, id=0, **more):
+    value = {"input": {"translated": source, "raw": source}, "number": number, **more}
+    return make_result(id, value)
+
+
+def test_the_transcripts_of_the_specification():
+    assert repr(ResultList([command("a=5", id=i) for i in range(4)])) == (
+        "<Results List>\n[0] In [1]: a=5\n[1] In [1]: a=5\n[2] In [1]: a=5\n[3] In [1]: a=5"
+    )
+    printed = [command("print(c)", 3, i, stdout="15\n") for i in (0, 2)]
+    assert repr(ResultList(printed)) == (
+        "<Results List>\n[0] In [3]: print(c)\n[0] Out[3]: 15\n\n[2] In [3]: print(c)\n[2] Out[3]: 15\n"
+    )
+    assert repr(command("d=10; print(d)", 4, 0, stdout="10\n")) == (
+        "{'input': {'translated': 'd=10; print(d)', 'raw': 'd=10; print(d)'}, "
+        "'number': 4, 'id': 0, 'stdout': '10\\n'}"
+    )
+
+
+def test_stdout_then_value_then_stderr():
+    result = command("f()", 7, 1, stderr="careful\n", result={"text/plain": "15"}, stdout="hi\n")
+    assert repr(ResultList([result])) == (
+        "<Results List>\n[1] In [7]: f()\n[1] Out[7]: hi\n\n[1] Out[7]: 15\n[1] Err[7]: careful\n"
+    )
+
+
+def test_displays_stand_between_output_and_value():
+    outputs = [{"data": {"text/plain": "<Figure>", "image/png": PNG}, "metadata": {}}]
+    lines = repr(ResultList([command("plot()", result={"text/plain": "None"}, outputs=outputs)])).splitlines()
+    assert lines[2:] == ["[0] Out[1]: <Figure>", "[0] Out[1]: None"]
+
+
+def test_a_failure_shows_one_line():
+    traceback = (
+        "\x1b[31m-----\x1b[0m\nTraceback (most recent call last)\n\x1b[31mNameError\x1b[0m: name 'a'\n"
+    )
+    text = repr(ResultList([command("a", 2, 3, traceback=traceback)]))
+    assert text == "<Results List>\n[3] In [2]: a\n[3] Err[2]: NameError: name 'a'"
+
+
+def test_silent_commands_have_no_number():
+    assert repr(ResultList([command("x=1", None)])) == "<Results List>\n[0] In [ ]: x=1"
+    assert repr(ResultList()) == "<Results List>"
+
+
+def test_keys_and_their_order():
+    more = {
+        "traceback": "T",
+        "outputs": [{"data": {}, "metadata": {}}],
+        "stderr": "e",
+        "result": {"text/plain": "1"},
+        "stdout": "o",
+    }
+    result = command("x", **more)
+    assert list(result) == ["input", "number", "id", "stdout", "stderr", "result", "outputs", "traceback"]
+    assert list(command("x", stdout="", outputs=[])) == ["input", "number", "id"]
+
+
+def test_streamed_output_is_merged():
+    result = make_result(2, {"input": {}, "number": 1}, {"stdout": "a"}, started=1.0, completed=3.5, size=9)
+    assert (result["stdout"], result["id"]) == ("a", 2)
+    assert (result.started, result.completed, result.elapsed, result.size) == (1.0, 3.5, 2.5, 9)
+    kept = make_result(2, {"input": {}, "number": 1, "started": 5.0, "completed": 6.0})
+    assert kept.elapsed == 1.0
+    assert "started" not in kept
+
+
+def test_results_pickle_with_their_times():
+    result = make_result(1, {"input": {}, "number": 1}, started=1.0, completed=2.0)
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy == result
+    assert type(copy) is Result
+    assert copy.elapsed == 1.0
+    assert pickle.loads(pickle.dumps(ResultList([result])))[0].started == 1.0
+
+
+def test_a_slice_is_a_result_list():
+    results = ResultList([command("a", id=i) for i in range(3)])
+    assert type(results[:2]) is ResultList
+    assert [r["id"] for r in results[1:]] == [1, 2]
+    assert results[-1]["id"] == 2
+
+
+def test_a_terminal_shows_the_text():
+    results = ResultList([command("a", stdout="x\n")])
+    assert pretty(results) == repr(results)
+
+
+def formatted(obj):
+    data, _ = DisplayFormatter().format(obj)
+    return data
+
+
+def test_a_notebook_shows_plain_results_as_text():
+    results = ResultList([command("a")])
+    assert formatted(results) == {"text/plain": repr(results)}
+    assert set(formatted(results[0])) == {"text/plain"}
+
+
+def test_a_notebook_shows_figures_under_their_engine():
+    outputs = [{"data": {"text/plain": "<Figure>", "image/png": PNG}, "metadata": {}}]
+    svg = {"text/plain": "<svg>", "image/svg+xml": "<svg><circle/></svg>"}
+    encoded = base64.b64encode(PNG).decode()
+    results = ResultList(
+        [
+            command("plot('<&>')", id=0, outputs=outputs),
+            command("plot()", id=1, result=svg),
+            command("plot()", id=2, result={"text/html": b"<b>bold</b>"}),
+            command("plot()", id=3, result={"image/png": encoded + "\n"}),
+        ]
+    )
+    data = formatted(results)
+    assert data["text/plain"] == repr(results)
+    html = data["text/html"]
+    places = [
+        html.index(text)
+        for text in (
+            "[0] In [1]: plot(&#x27;&lt;&amp;&gt;&#x27;)",
+            f'<img src="data:image/png;base64,{encoded}">',
+            "[1] In [1]: plot()",
+            "<svg><circle/></svg>",
+            "[2] In [1]: plot()",
+            "<b>bold</b>",
+            "[3] In [1]: plot()",
+        )
+    ]
+    assert places == sorted(places)
+    assert html.count(f"base64,{encoded}") == 2
+    assert "<details>" not in html
+    assert encoded in formatted(results[0])["text/html"]
+
+
+def test_many_engines_are_folded():
+    results = ResultList(
+        [command("a\nb", id=i, stdout="<out>\n", stderr="\x1b[1mred") for i in range(UNFOLDED + 2)]
+    )
+    html = results._repr_html_()
+    assert html.count("<details>") == html.count("</details>") == 2
+    assert f"<summary><code>[{UNFOLDED}] In [1]: a</code></summary>" in html
+    assert html.count("<pre>&lt;out&gt;</pre>") == UNFOLDED + 2
+    assert "\x1b" not in html
+
+
+def test_displays_off_the_wire():
+    bundle = {"data": {"image/png": PNG}, "metadata": {"image/png": {"width": 5}}}
+    assert display_data(memoryview(msgpack.packb(bundle))) == bundle
+    assert display_data(bytearray(msgpack.packb({"data": {}}))) == {"data": {}, "metadata": {}}
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\xc1", msgpack.packb([1]), msgpack.packb({"data": 5}), msgpack.packb({})]
+)
+def test_a_garbled_display_says_so(raw):
+    assert "cannot be read" in display_data(raw)["data"]["text/plain"]
+
+
+def test_an_update_stands_in_the_place_of_what_it_updates():
+    def shown(text, **more):
+        return {"data": {"text/plain": text}, "metadata": {}, **more}
+
+    outputs = [
+        shown("10 %", display_id="bar", update=False),
+        shown("other"),
+        shown("90 %", display_id="bar", update=True),
+        shown("of another cell", display_id="gone", update=True),
+    ]
+    result = command("work()", outputs=outputs)
+    assert result["outputs"] == [shown("90 %", display_id="bar"), shown("other")]
+    assert display_data(msgpack.packb(outputs[0])) == outputs[0]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from ipython1.kernel.client import streaming
+from ipython1.kernel.client.streaming import OutputPrinter
+
+
+class FakeShell:
+    def __init__(self) -> None:
+        self.published: list[dict] = []
+        self.display_pub = self
+
+    def publish(self, **what) -> None:
+        self.published.append(what)
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    fake = FakeShell()
+    monkeypatch.setattr(streaming, "_ipython", lambda: fake)
+    return fake
+
+
+def test_lines_of_engines_do_not_mix(capsys):
+    printer = OutputPrinter()
+    printer.text(0, "stdout", "a")
+    printer.text(0, "stdout", "b")
+    printer.text(1, "stdout", "c\n\nd")
+    printer.text(0, "stdout", "")
+    printer.text(1, "stdout", "e\n")
+    printer.text(0, "stdout", "f")
+    printer.end_line()
+    printer.end_line()
+    assert (
+        capsys.readouterr().out == "[stdout:0] ab\n[stdout:1] c\n[stdout:1] \n[stdout:1] de\n[stdout:0] f\n"
+    )
+
+
+def test_text_shows_at_once(capsys):
+    printer = OutputPrinter()
+    printer.text(3, "stderr", "10 %")
+    assert capsys.readouterr().err == "[stderr:3] 10 %"
+
+
+def test_figures_go_to_ipython_under_their_label(capsys, shell):
+    printer = OutputPrinter()
+    printer.text(2, "stdout", "plot")
+    figure = {"data": {"image/png": b"PNG", "text/plain": "<fig>"}, "metadata": {"width": 3}}
+    printer.display("[output:2]", figure)
+    printer.display("[output:2]", {**figure, "display_id": "x", "update": True})
+    assert capsys.readouterr().out == "[stdout:2] plot\n[output:2]\n"
+    first, second = shell.published
+    assert first == {**figure, "transient": {}, "update": False}
+    assert second == {**figure, "transient": {"display_id": "[output:2] x"}, "update": True}
+
+
+def test_plain_text_is_printed_even_in_ipython(capsys, shell):
+    OutputPrinter().display("[0] Out[1]:", {"data": {"text/plain": "15"}, "metadata": {}})
+    assert capsys.readouterr().out == "[0] Out[1]: 15\n"
+    assert shell.published == []
