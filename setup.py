@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipython1", "ipython1.*"]),
-    package_data={"ipython1.kernel": ["py.typed"]},
+    package_data={"ipython1": ["py.typed"], "ipython1.kernel": ["py.typed"]},
     include_package_data=False,
     zip_safe=False,
     install_requires=[

@@ -60,6 +60,15 @@ def tail(path: Path, lines: int = 20, size: int = 8192) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
+def remove_if_empty(log: Path) -> None:
+    """Remove a log file that says nothing."""
+    try:
+        if log.stat().st_size == 0:
+            log.unlink()
+    except OSError:  # nothing to remove, or somebody else will
+        pass
+
+
 def kill_group(leader: int, number: int = signal.SIGKILL) -> None:
     """Send signal `number` to the process group of `leader`, if it has any process left."""
     try:

@@ -31,9 +31,7 @@ Exit status:
 
 
 @click.command(epilog=EPILOG)
-@click.option(
-    "-n", "number", type=click.IntRange(min=1), default=1, show_default=True, help="How many engines."
-)
+@click.option("-n", type=click.IntRange(1), default=1, show_default=True, help="How many engines.")
 @click.option("--cluster", default="default", show_default=True, metavar="NAME", help="The cluster to join.")
 @click.option(
     "--furl-file",
@@ -77,14 +75,16 @@ def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
     from ipython1.kernel.wire.tubs import split_furl
 
     shell = preload()
+    gc.collect()
+    gc.freeze()  # pages the collector does not write to stay shared between the engines
     if not furl:
         furl = sys.stdin.readline().strip()
         if not furl:
             return _fail("no FURL came on stdin. Send the line of the cluster's ipcontroller-engine.furl.")
     try:
         split_furl(furl)
-    except BadFURL as error:
-        return _fail(str(error))
+    except BadFURL:  # its text shows what it got, which may be most of a secret
+        return _fail("what was given is not a FURL. Give the line of the cluster's ipcontroller-engine.furl.")
     try:
         log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -100,8 +100,6 @@ def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
         pid=os.getpid(),
         restart=restart,
     )
-    gc.collect()
-    gc.freeze()  # pages the collector does not write to stay shared between the engines
     nanny.start_agent()
     nanny.start(n)
     zygote.run(lambda: nanny.status is not None)

@@ -56,6 +56,18 @@ def ipcluster(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
     )
 
 
+def processes_of(cluster: str) -> list[psutil.Process]:
+    """Those that have the name of the cluster on their command line."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if cluster in process.cmdline():
+                found.append(process)
+        except psutil.Error:  # it has just ended
+            pass
+    return found
+
+
 class Family:
     """A process and all that come from it; knows which of them still live."""
 
@@ -259,7 +271,8 @@ def test_in_the_background(files: ClusterFiles) -> None:
     try:
         assert os.getsid(found.pid) == found.pid != os.getsid(0)
         assert {found.controller, found.nanny} < {process.pid for process in family.members}
-        assert "start" in ipcluster("start", *cluster).stderr
+        again = ipcluster("start", *cluster)
+        assert (again.returncode, f"already running (pid {found.pid})" in again.stderr) == (4, True)
 
         listed = json.loads(ipcluster("list", "-o", "json").stdout)
         assert [(c["state"], c["pid"]) for c in listed if c["cluster"] == files.cluster] == [
@@ -283,6 +296,7 @@ def test_in_the_background(files: ClusterFiles) -> None:
         family.look()
         assert ipcluster("stop", *cluster).returncode == 0
         until(family.gone)
+        until(lambda: not processes_of(files.cluster))
         assert ipcluster("stop", *cluster).returncode == 3
     finally:
         family.kill()
@@ -483,11 +497,12 @@ def test_no_cluster_outlives_its_program(ending: str, tmp_path: Path) -> None:
     path = script(
         tmp_path,
         f"""
+        from ipython1.kernel.files import ClusterFiles
         from ipython1.launch.cluster import Cluster
         from ipython1.launch.state import State
         cluster = Cluster(n=1)
         mec = cluster.start()
-        print(State.read(cluster._files).pid, flush=True)
+        print(State.read(ClusterFiles(cluster.cluster)).pid, flush=True)
         input()
         {ending}
         """,

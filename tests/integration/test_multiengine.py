@@ -358,7 +358,7 @@ def test_a_script_that_leaves_work_behind_exits_at_once(mec: MultiEngineClient, 
 
 
 def test_unknown_targets(mec: MultiEngineClient) -> None:
-    with pytest.raises(InvalidEngineID, match=r"no engine 9.*0, 1, 2, 3|no engine 9.*0-3"):
+    with pytest.raises(InvalidEngineID, match="no engine 9. The engines are: 0 1 2 3"):
         mec.execute("1", targets=[0, 9])
 
 

@@ -326,9 +326,9 @@ def test_no_engine_outlives_its_zygote(tmp_path: Path, number: int) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            zygote = Zygote(interrupted=lambda number: home.nanny.quit())
-            home = Home(zygote, tmp_path, after=lambda identity: _tell(theirs))
-            os._exit(home.live())
+            zygote = Zygote(interrupted=lambda number: family.nanny.quit())
+            family = Home(zygote, tmp_path, after=lambda identity: _tell(theirs))
+            os._exit(family.live())
         finally:
             os._exit(99)
     os.close(theirs)

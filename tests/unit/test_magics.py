@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.profiledir import ProfileDir
 from traitlets.config import Config
 
 from ipython1.kernel.client import magics, streaming
@@ -31,10 +34,11 @@ def mec(cluster: MemoryCluster) -> MultiEngineClient:
 
 
 @pytest.fixture
-def shell() -> Iterator[Any]:
+def shell(tmp_path: Path) -> Iterator[Any]:
     config = Config()
     config.HistoryManager.enabled = False
-    shell = InteractiveShell(config=config, user_module=types.ModuleType("session"))
+    profile = ProfileDir.create_profile_dir(os.fspath(tmp_path / "profile"))
+    shell = InteractiveShell(config=config, profile_dir=profile, user_module=types.ModuleType("session"))
     yield shell
     shell.restore_sys_module_state()
 
@@ -82,11 +86,9 @@ class TestPX:
     def test_a_rich_value(self, shell: Any, mec: MultiEngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
         shown: list[dict[str, Any]] = []
         monkeypatch.setattr(streaming, "_ipython", lambda: shell)
-        monkeypatch.setattr(shell.display_pub, "publish", lambda data, metadata: shown.append(data))
-        run(
-            shell,
-            "%%px --targets 0\nclass Figure:\n    def _repr_html_(self):\n        return '<b>x</b>'\nFigure()",
-        )
+        monkeypatch.setattr(shell.display_pub, "publish", lambda data, metadata, **kw: shown.append(data))
+        run(shell, "%px from IPython.display import HTML")
+        run(shell, "%%px --targets 0\nHTML('<b>x</b>')")
         [bundle] = shown
         assert bundle["text/html"] == "<b>x</b>"
 

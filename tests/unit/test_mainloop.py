@@ -231,23 +231,41 @@ def until_running(loop, id):
         time.sleep(0)
 
 
+entered = threading.Event()
+
+
+async def doze():
+    entered.set()
+    await asyncio.sleep(60)
+
+
+def with_child():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        entered.set()
+        try:
+            child.wait()
+        finally:
+            child.kill()
+
+
 BUSY = {
-    "python": spin,
-    "sleep": lambda: time.sleep(60),
-    "lock": lambda: threading.Event().wait(60),
-    "subprocess": lambda: subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"], check=False),
-    "asyncio": lambda: asyncio.run(asyncio.sleep(60)),
-    "thread": lambda: threading.Thread(target=time.sleep, args=(0.05,)).start() or spin(),
+    "python": lambda: entered.set() or spin(),
+    "sleep": lambda: entered.set() or time.sleep(60),
+    "lock": lambda: entered.set() or threading.Event().wait(60),
+    "child": with_child,
+    "asyncio": lambda: asyncio.run(doze()),
+    "thread": lambda: threading.Thread(target=entered.set).start() or spin(),
 }
 
 
 @pytest.mark.parametrize("what", BUSY)
 def test_an_interrupt_ends_the_command_and_only_that(what):
+    entered.clear()
     loop = Loop(a=BUSY[what], b=lambda: b"fine")
 
     def driver():
         loop.put("a", "b")
-        until_running(loop, "a")
+        assert entered.wait(10)
         assert not loop.loop.interrupt("b")
         assert loop.loop.interrupt("a")
         until(lambda: "b" in loop.results)

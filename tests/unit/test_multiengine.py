@@ -723,7 +723,7 @@ def test_barrier_leaves_errors_to_the_reader(mec: MultiEngineClient) -> None:
     pending = mec.execute("1/0", block=False)
     mec.barrier([pending])
     with pytest.raises(CompositeError):
-        pending.r
+        pending.result()
 
 
 def test_barrier_takes_results_only(mec: MultiEngineClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 from collections.abc import Callable
@@ -110,13 +111,8 @@ def test_engines_have_identities_of_their_own(nanny: Nanny, zygote: FakeZygote, 
     name = first.facts["uuid"]
     assert first.facts == {"uuid": name, "host": "here", "nanny": nanny.uuid, "wanted": -1, "replaces": {}}
     assert first.log == tmp_path / f"engine-{name}.log"
-    assert zygote.agents[0].facts == {
-        "uuid": nanny.uuid,
-        "host": "here",
-        "pid": 99,
-        "engines": {},
-        "exited": [],
-    }
+    facts = {"uuid": nanny.uuid, "host": "here", "pid": 99, "engines": {}, "exited": []}
+    assert zygote.agents[0].facts == {**facts, "folder": str(tmp_path)}
     assert zygote.agents[0].told("engines")[-1] == {
         child.facts["uuid"]: child.pid for child in zygote.engines
     }
@@ -354,6 +350,11 @@ def test_last_words(tmp_path: Path) -> None:
         file.write("Fatal Python error: Aborted\n\n" + "".join(f"  File {i}\n" for i in range(100)))
     lines = last_words(log).splitlines()
     assert (len(lines), lines[0], lines[2]) == (20, "Fatal Python error: Aborted", "  File 0")
+    ours = [f'  File "{inspect.getfile(Nanny)}", line 1 in f', "  File 'more'"]
+    log.write_text(
+        "\n".join(["before", "Fatal Python error: Segmentation fault", "", "  File 'theirs'", *ours])
+    )
+    assert last_words(log).splitlines() == ["Fatal Python error: Segmentation fault", "", "  File 'theirs'"]
 
 
 def test_lines() -> None:

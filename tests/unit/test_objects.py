@@ -12,7 +12,6 @@ import sys
 import textwrap
 import threading
 import traceback
-import types
 
 import pytest
 from hypothesis import given
@@ -258,9 +257,10 @@ def test_typed_classes_work_in_another_process(typed, tmp_path):
     (tmp_path / "call").write_bytes(pickle.dumps(wire(parts)))
     code = (
         "import pickle, ipython1.kernel.wire.objects as o;"
-        f"f, a, k = o.loads_call(pickle.load(open({str(tmp_path / 'call')!r}, 'rb')), {{}}); print(f(*a, **k))"
+        "f, a, k = o.loads_call(pickle.load(open(sys.argv[1], 'rb')), {}); print(f(*a, **k))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", "import sys;" + code, str(tmp_path / "call")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stdout == "40\n"
 
 
@@ -351,7 +351,8 @@ def test_a_pushed_function_from_inside_a_module_too():
 def test_a_decorators_wrapper_keeps_its_own_globals():
     decorators = {"__name__": "decorators"}
     exec(
-        "import functools\nbang = '!'\ndef shout(f):\n @functools.wraps(f)\n def w(): return str(f()) + bang\n return w",
+        "import functools\nbang = '!'\ndef shout(f):\n"
+        " @functools.wraps(f)\n def w(): return str(f()) + bang\n return w",
         decorators,
     )
     ns = main_namespace("a = 1\ndef f(): return a")

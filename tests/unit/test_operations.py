@@ -82,9 +82,9 @@ def test_push_pull_delete_has_keys(engine):
     assert engine.pull() == []
     assert engine.do("has", keys=["a", "c"]) == [True, False]
     assert engine.do("keys") == ["a", "b"]
-    with pytest.raises(NameError, match="^name 'c' is not defined$"):
+    with pytest.raises(NameError, match=r"^name 'c' is not defined$"):
         engine.pull("a", "c")
-    with pytest.raises(NameError, match="^name 'c' is not defined$"):
+    with pytest.raises(NameError, match=r"^name 'c' is not defined$"):
         engine.do("delete", keys=["a", "c"])
     assert engine.do("delete", keys=["a", "a"]) is None
     assert engine.do("keys") == ["b"]
@@ -164,7 +164,7 @@ def test_properties(engine):
 def test_code_finds_its_engine(engine):
     engine.operations.engine.id = 4
     engine.do("set_properties", dumps({"gpu": True}))
-    code = "import ipython1\nipython1.this_engine.progress(1, 2)\nipython1.this_engine.properties['gpu'], ipython1.this_engine.id"
+    code = "from ipython1 import this_engine as e\ne.progress(1, 2)\ne.properties['gpu'], e.id"
     assert engine.execute(code)["result"]["text/plain"] == "(True, 4)"
     assert engine.output.take()[0][1] == "progress"
     assert engine.apply(lambda: ipython1.this_engine.id) == 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipython1.kernel.processes import die_with_parent, exit_words, kill_group, redirect, tail
+from ipython1.kernel.processes import die_with_parent, exit_words, kill_group, redirect, remove_if_empty, tail
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -52,6 +52,15 @@ def test_tail_of_nothing_is_empty(tmp_path: Path) -> None:
     assert tail(tmp_path / "none") == ""
     (tmp_path / "empty").touch()
     assert tail(tmp_path / "empty") == ""
+
+
+def test_only_an_empty_log_is_removed(tmp_path: Path) -> None:
+    empty, full = tmp_path / "empty", tmp_path / "full"
+    empty.touch()
+    full.write_text("x")
+    for log in (empty, full, tmp_path / "none"):
+        remove_if_empty(log)
+    assert list(tmp_path.iterdir()) == [full]
 
 
 def test_redirect(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from twisted.python import threadable
 from ipython1.kernel.error import ClientClosed, ClientForked, WouldBlockReactor
 
 #: Seconds that the threads have to end at interpreter exit.
-EXIT_GRACE = 2.0
+EXIT_GRACE = 3.0
 #: Seconds that the reactor has to start.
 START_GRACE = 30.0
 
@@ -79,7 +79,7 @@ class ReactorBridge:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a client that is collected meanwhile closes itself
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._waking = False
         self._user_calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = (

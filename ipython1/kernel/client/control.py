@@ -107,7 +107,8 @@ class EngineControl(Calls):
         Parameters
         ----------
         controller : bool
-            The controller too, with all engines; this client is closed then.
+            The controller too, with all engines; waits for its answer, and
+            closes this client.
         targets, block
             As in every call. Blocking, it returns when they are gone.
         timeout : float

@@ -6,14 +6,13 @@ else runs in the reactor thread.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
-
-from twisted.internet.defer import Deferred
 
 from ipython1.kernel.client.bridge import IBridge
 from ipython1.kernel.client.pending import PendingResult
@@ -62,6 +61,8 @@ class _Outstanding:
     fetched: Fetch | None = None
     left: set[int] = field(default_factory=set)
     blobs: dict[str, memoryview] = field(default_factory=dict)
+    #: Events delivered, by engine.
+    events: dict[int, int] = field(default_factory=dict)
     #: Records per engine that wait for their blobs, oldest first.
     arriving: dict[int, list[_Arrival]] = field(default_factory=dict)
 
@@ -103,8 +104,10 @@ class ClientCore:
         self._questions: dict[str, tuple[Ask, Future[Any]]] = {}
         self._forgets: dict[Targets, list[str]] = {}
         self._forget_call: Any = None
-        self._error: Exception | None = None  # why nothing can be sent any more
+        self._error: Exception | None = None  # why users can send nothing any more
+        self._ended = False  # nothing is sent any more, not even what came before the close
         self._opened: Future[None] = Future()
+        self._at_shutdown: Any = None
         self._connection = Connection(
             clock,
             dialer,
@@ -129,14 +132,15 @@ class ClientCore:
 
     def open(self) -> Future[None]:
         """Connect; the Future fails with a `ConnectionFailed`."""
-        self._bridge.submit(self._connection.start)
+        self._bridge.submit(self._open)
         return self._opened
 
     def close(self) -> None:
         """Disconnect, after what was sent has arrived. What is outstanding fails."""
         if self._error is None:
             self._error = ClientClosed()
-            self._bridge.submit(self._close)
+            with contextlib.suppress(ClientClosed):  # forked, or the reactor has ended: nothing is open here
+                self._bridge.submit(self._close)
 
     def check_usable(self) -> None:
         """Raise what makes this client unusable, if anything does."""
@@ -243,8 +247,8 @@ class ClientCore:
     # -- sending -----------------------------------------------------------------------------
 
     def _send(self, out: _Outstanding) -> None:
-        if self._error is not None:
-            self._fail(out, self._error)
+        if self._ended:
+            self._fail(out, self._error or ClientClosed())
             return
         self._outstanding[out.pending.command_id] = out
         self._send_again(out)
@@ -264,11 +268,18 @@ class ClientCore:
             self._blobs.offer(blob, data)
 
     def _send_ask(self, ask: Ask, future: Future[Any]) -> None:
-        if self._error is not None:
-            future.set_exception(self._error)
+        if self._ended:
+            future.set_exception(self._error or ClientClosed())
             return
         self._questions[ask.id] = (ask, future)
         self._connection.send(ask)
+
+    def _open(self) -> None:
+        # A program may end right after its last call: what it sent still goes out.
+        at_shutdown = getattr(self._clock, "addSystemEventTrigger", None)
+        if at_shutdown is not None:
+            self._at_shutdown = at_shutdown("before", "shutdown", self._connection.stop)
+        self._connection.start()
 
     # -- the connection ---------------------------------------------------------------------------
 
@@ -296,20 +307,26 @@ class ClientCore:
         if not self._opened.done():
             self._opened.set_exception(self._error)
 
-    def _close(self) -> Deferred[None]:
+    def _close(self) -> None:
         self._flush_forgets()
         self._end()
         if not self._opened.done():
             self._opened.set_exception(ClientClosed())
-        return self._connection.stop()
+        self._connection.stop().addBoth(self._closed)
+
+    def _closed(self, result: object) -> None:
+        if self._at_shutdown is not None:
+            self._clock.removeSystemEventTrigger(self._at_shutdown)
+            self._at_shutdown = None
 
     def _end(self) -> None:
-        assert self._error is not None
+        self._ended = True
+        error = self._error or ClientClosed()
         for out in list(self._outstanding.values()):
-            self._fail(out, self._error)
+            self._fail(out, error)
         self._outstanding.clear()
         for _, future in self._questions.values():
-            future.set_exception(self._error)
+            future.set_exception(error)
         self._questions.clear()
         if self._forget_call is not None:
             self._forget_call.cancel()
@@ -377,12 +394,17 @@ class ClientCore:
         while queue and queue[0].parts is not None:
             first = queue.pop(0)
             assert first.parts is not None
-            if isinstance(first.record, Event):
-                out.pending.deliver_event(first.record, first.parts)
-            else:
+            if isinstance(first.record, Result):
                 self._deliver(out, first.record, first.parts)
+            elif first.record.index == out.events.get(first.record.engine, 0):
+                out.events[first.record.engine] = first.record.index + 1
+                out.pending.deliver_event(first.record, first.parts)
 
     def _deliver(self, out: _Outstanding, result: Result, parts: list[Buffer]) -> None:
+        if result.events > out.events.get(result.engine, 0):
+            # Events were lost with an earlier controller: the engine tells them again.
+            self._connection.send(Fetch(result.id, (result.engine,)))
+            return
         if result.status != "ok":
             self.epoch += 1
         out.left.discard(result.engine)

@@ -246,7 +246,8 @@ class ParallelMagics:
         try:
             view._core.check_usable()
         except ClientClosed as closed:
-            raise UsageError(f"{closed} Then type: mec.activate({self.suffix!r})") from None
+            again = f"mec.activate({self.suffix!r})" if self.suffix else "mec.activate()"
+            raise UsageError(f"{closed} Then type: {again}") from None
         return view
 
     def _newest_client(self) -> TargetView | None:

@@ -125,7 +125,7 @@ def plain(text: str) -> str:
 
 
 def display_data(raw: Any) -> dict[str, Any]:
-    """A display event's payload: ``data``, ``metadata``; of a named one also ``display_id`` and ``update``."""
+    """A display event: ``data``, ``metadata``; of a named one also ``display_id`` and ``update``."""
     try:
         bundle = msgpack.unpackb(raw, strict_map_key=False)
         data, metadata = dict(bundle.pop("data")), dict(bundle.pop("metadata", None) or {})

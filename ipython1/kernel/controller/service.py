@@ -298,8 +298,9 @@ class Controller:
         known = self.registry.by_uuid(uuid) is not None
         if not known and not self.registry.is_dead(uuid):
             self.registry.died(uuid, replaced)
-            self.registry.start_failed(cause, output)
-            self._notify({"event": "failed", "cause": cause, "output": output})
+            if not replaced:
+                self.registry.start_failed(cause, output)
+            self._notify({"event": "failed", "cause": cause, "output": output, "replaced": replaced})
             return
         engine = self.registry.died(uuid, replaced)
         if engine is None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,16 +14,15 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
+from ipython1.kernel.engine.nanny import REMEMBERED, log_path
 from ipython1.kernel.engine.zygote import Message
 from ipython1.kernel.interfaces import IDialer
-from ipython1.kernel.processes import kill_group
+from ipython1.kernel.processes import kill_group, remove_if_empty
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import Exited, Order, Record, Usage, pack
 
 #: Seconds between reports of CPU and memory.
 USAGE_INTERVAL = 2.0
-#: Deaths kept for a controller that was away.
-REMEMBERED = 32
 
 log = Logger()
 
@@ -35,7 +35,7 @@ class Agent:
     clock : IReactorTime
     dialer : IDialer
     facts : dict
-        Of the nanny: 'uuid', 'host', 'pid', 'engines' (uuid: pid) and 'exited' (recent deaths).
+        What `Nanny.facts` returns.
     tell : callable
         Sends a message to the nanny.
     finished : callable
@@ -114,7 +114,8 @@ class Agent:
             return None
 
     def _detail(self) -> dict[str, Any]:
-        return {**self._facts, "engines": list(self.engines)}
+        facts = {key: self._facts[key] for key in ("uuid", "host", "pid", "exited")}
+        return {**facts, "engines": list(self.engines)}
 
     def _receive(self, record: Record, _raw: bytes) -> None:
         if isinstance(record, Order):
@@ -146,8 +147,9 @@ def run_agent(
     log_errors(2)
 
     def orphaned() -> None:
-        for pid in agent.engines.values():
+        for name, pid in agent.engines.items():
             kill_group(pid)  # the engines are dead already, but not what they started
+            remove_if_empty(log_path(Path(facts["folder"]), name))
         os._exit(1)
 
     channel = Channel(reactor, end, lambda message: agent.heard(message), orphaned)

@@ -10,6 +10,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.error import StdinNotImplementedError
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.profiledir import ProfileDir
 from traitlets.config import Config
 
 from ipython1.kernel.engine.mainloop import format_traceback
@@ -60,7 +62,10 @@ class QuietShell(InteractiveShell):
         config = Config()
         config.HistoryManager.enabled = False
         config.HistoryManager.hist_file = ":memory:"
-        super().__init__(config=config, colors="nocolor", cache_size=0)
+        # IPython 8 makes files in its profile folder and fails without one.
+        with tempfile.TemporaryDirectory(prefix="ipython1-") as self._scratch:
+            super().__init__(config=config, colors="nocolor", cache_size=0)
+        self.profile_dir = None
         atexit.unregister(self.atexit_operations)  # it would keep every shell alive
         self.set_hook("show_in_pager", _print_page)
 
@@ -70,9 +75,13 @@ class QuietShell(InteractiveShell):
     def db(self) -> dict[str, Any]:
         return self._store
 
+    @db.setter
+    def db(self, ignored: Any) -> None: ...
+
     def init_ipython_dir(self, ipython_dir: Any) -> None: ...
 
-    def init_profile_dir(self, profile_dir: Any) -> None: ...
+    def init_profile_dir(self, profile_dir: Any) -> None:
+        self.profile_dir = ProfileDir(location=self._scratch)
 
     def init_virtualenv(self) -> None: ...
 

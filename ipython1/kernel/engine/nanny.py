@@ -20,16 +20,18 @@ The rule: only where restarting is on, and not after `DEATHS` deaths within `PER
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message
-from ipython1.kernel.processes import exit_words, tail
+from ipython1.kernel.processes import exit_words, remove_if_empty, tail
 
 #: So many deaths of one engine within `PERIOD` seconds, and it is not restarted.
 DEATHS = 3
@@ -141,6 +143,7 @@ class Nanny:
             "pid": self._pid,
             "engines": self._pids(),
             "exited": list(self._exited),
+            "folder": os.fspath(self._folder),
         }
 
     def start_agent(self) -> None:
@@ -159,7 +162,7 @@ class Nanny:
 
     def _fork(self, id: int, deaths: deque[float], replaces: dict[str, str]) -> None:
         name = uuid.uuid4().hex
-        engine = Engine(name, id, self._folder / f"engine-{name}.log", deaths, replaces)
+        engine = Engine(name, id, log_path(self._folder, name), deaths, replaces)
         identity = {"uuid": name, "host": self._host, "nanny": self.uuid, "wanted": id, "replaces": replaces}
         engine.child = self._zygote.fork(
             self._engine_main(identity),
@@ -246,8 +249,7 @@ class Nanny:
         del self.engines[engine.uuid]
         cause = engine.request or engine.reason or exit_words(status)
         output = last_words(engine.log)
-        if not output:
-            engine.log.unlink(missing_ok=True)
+        remove_if_empty(engine.log)
         replaced = self._is_replaced(engine)
         exited = (engine.uuid, cause, output, replaced)
         self._exited.append(exited)
@@ -255,8 +257,11 @@ class Nanny:
         started = "" if engine.registered else " before it was ready"
         told = f", see {engine.log}" if output and not engine.request else ""
         level = logging.INFO if engine.request else logging.ERROR
-        restarted = "; restarted" if replaced else ""
-        log.log(level, "%s (pid %s) %s%s%s%s", engine, engine.child.pid, cause, started, restarted, told)
+        often = (
+            f"; not restarted, for it died {DEATHS} times in {PERIOD:.0f} s" if self._often(engine) else ""
+        )
+        then = "; restarted" if replaced else often
+        log.log(level, "%s (pid %s) %s%s%s%s", engine, engine.child.pid, cause, started, then, told)
         if replaced:
             mine = {"uuid": engine.uuid, "cause": cause, "output": output}
             self._fork(engine.id, engine.deaths, mine if engine.registered else engine.replaces)
@@ -270,10 +275,11 @@ class Nanny:
     def _is_replaced(self, engine: Engine) -> bool:
         if self._quitting is not None or engine.request:
             return self._quitting is None and engine.request == RESTARTED
-        now = self._zygote.seconds()
-        engine.deaths.append(now)
-        often = len(engine.deaths) == DEATHS and now - engine.deaths[0] < PERIOD
-        return self._restart and not often
+        engine.deaths.append(self._zygote.seconds())
+        return self._restart and not self._often(engine)
+
+    def _often(self, engine: Engine) -> bool:
+        return len(engine.deaths) == DEATHS and self._zygote.seconds() - engine.deaths[0] < PERIOD
 
     def _agent_ended(self, status: int, born: float) -> None:
         self._agent = None
@@ -286,12 +292,20 @@ class Nanny:
         self._zygote.callLater(AGENT_DELAY if young else 0.0, self.start_agent)
 
 
-def last_words(log: Path) -> str:
-    """The last lines of an engine's log, or the first ones of what the interpreter wrote when it crashed.
+def log_path(folder: Path, uuid: str) -> Path:
+    """The file that takes the output of an engine."""
+    return folder / f"engine-{uuid}.log"
 
-    (Of its traceback, with the most recent call first, the last lines would be those of the nanny.)
-    """
-    text = tail(log, lines=LONG_OUTPUT)
-    crash = text.rfind("Fatal Python error: ")
-    lines = text[crash:].splitlines()[:OUTPUT_LINES] if crash >= 0 else text.splitlines()[-OUTPUT_LINES:]
-    return "\n".join(lines)
+
+def last_words(log: Path) -> str:
+    """The last lines of an engine's log; where the interpreter crashed, what it says of the user's code."""
+    lines = tail(log, lines=LONG_OUTPUT).splitlines()
+    crashes = [i for i, text in enumerate(lines) if text.startswith("Fatal Python error: ")]
+    if not crashes:
+        return "\n".join(lines[-OUTPUT_LINES:])
+    # The most recent call comes first; below the user's code there is ours.
+    crash = takewhile(lambda text: _OURS not in text, lines[crashes[-1] :])
+    return "\n".join(islice(crash, OUTPUT_LINES))
+
+
+_OURS = os.path.dirname(__file__) + os.sep

@@ -129,8 +129,9 @@ class EngineService:
             self._hop(self._start_timeout, job)
 
     def job_done(self, job: Job, status: str, parts: Sequence[Buffer]) -> None:
-        """A job ended."""
-        self._hop(self._finish, job, status, parts)
+        """A job ended; the next one starts when this returns."""
+        stopped = self._stop_behind(job.submit) if status != "ok" and job.submit.stop >= 0 else []
+        self._hop(self._finish, job, status, parts, stopped)
 
     def output_waits(self) -> None:
         """There is output to send, where there was none before."""
@@ -166,10 +167,11 @@ class EngineService:
         job = Job(submit)
         self._jobs[submit.id] = job
         client = submit.id.partition("-")[0]
-        if 0 <= submit.stop <= self._failed_epoch.get(client, -1):
+        self._loop.put(job)
+        # In this order: either we see that an earlier one failed, or that one's end sees this job.
+        if 0 <= submit.stop <= self._failed_epoch.get(client, -1) and self._loop.cancel(lambda it: it is job):
             self._end_unstarted(job, QueueCleared.__name__, _STOPPED)
             return
-        self._loop.put(job)
         gather_parts(self._blobs, submit.parts, lambda parts: self._loop.ready(job, parts))
 
     def _cancel(self, cancel: Cancel) -> None:
@@ -230,7 +232,7 @@ class EngineService:
                 kept.size += len(text)
                 self._give(kept, event, blobs)
 
-    def _finish(self, job: Job, status: str, parts: Sequence[Buffer]) -> None:
+    def _finish(self, job: Job, status: str, parts: Sequence[Buffer], stopped: list[Job]) -> None:
         if self._output_call is not None:
             self._output_call.cancel()
         self._send_output()
@@ -238,12 +240,12 @@ class EngineService:
         timeout = self._timeouts.pop(submit.id, None)
         if timeout is not None:
             timeout.cancel()
-        if status != "ok" and submit.stop >= 0:
-            self._stop_behind(submit)
         self._end(job, status, parts, job.started, job.completed)
+        for other in stopped:
+            self._end_unstarted(other, QueueCleared.__name__, _STOPPED)
 
-    def _stop_behind(self, failed: Submit) -> None:
-        """stop_on_error: cancel what this client sent before it could know of the failure."""
+    def _stop_behind(self, failed: Submit) -> list[Job]:
+        """stop_on_error: take out what this client sent before it could know of the failure."""
         client = failed.id.partition("-")[0]
         self._failed_epoch[client] = max(failed.stop, self._failed_epoch.get(client, -1))
 
@@ -251,8 +253,7 @@ class EngineService:
             same = job.submit.id.startswith(f"{client}-")
             return same and 0 <= job.submit.stop <= failed.stop
 
-        for job in self._loop.cancel(match):
-            self._end_unstarted(job, QueueCleared.__name__, _STOPPED)
+        return self._loop.cancel(match)
 
     def _end_unstarted(self, job: Job, ename: str, evalue: str = "") -> None:
         evalue = evalue or _CANCELLED

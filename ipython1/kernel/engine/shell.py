@@ -74,7 +74,7 @@ class EngineShell:
         self._record: _Record | None = None
         self._records: deque[_Record] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._cells: deque[str] = deque()
+        self._cells: dict[str, None] = {}
         self._silent_cells = 0
         self._engine_id = -1
         self.execution_count = 0
@@ -83,12 +83,7 @@ class EngineShell:
         self.ip = QuietShell(self.show, own_main)
         self._last = self.user_ns.get("_")  # what _ is, unless the user has a _
         self._module_facts = {k: v for k, v in self.user_ns.items() if k.startswith("__")}
-        # What user code finds as sys.stdin, stdout, stderr; it may put in others, which then stay.
-        self._streams: tuple[Any, Any, Any] = (
-            NoInput(),
-            OutputStream("stdout", self._emit),
-            OutputStream("stderr", self._emit),
-        )
+        self._streams = self._own_streams()
         self.engine_id = -1
 
     @property
@@ -258,9 +253,12 @@ class EngineShell:
             filename = f"<engine {self.engine_id}, {label}>"
         # Without a modification time linecache does not look for a file.
         linecache.cache[filename] = (len(cell), None, cell.splitlines(keepends=True), filename)
-        self._cells.append(filename)
+        self._cells.pop(filename, None)  # to the end
+        self._cells[filename] = None
         if len(self._cells) > CELLS_KEPT:
-            linecache.cache.pop(self._cells.popleft(), None)
+            oldest = next(iter(self._cells))
+            del self._cells[oldest]
+            linecache.cache.pop(oldest, None)
         return filename
 
     def _remember(self, value: Any) -> None:
@@ -271,16 +269,21 @@ class EngineShell:
             self._last = value
 
     def reset(self) -> None:
-        """A fresh namespace and numbering; the engine id stays."""
+        """A fresh namespace, numbering and streams; the engine id stays."""
         with self.active():
             self.ip.reset()
         self.user_ns.update(self._module_facts)
         self.engine_id = self._engine_id
         self._last = self.user_ns.get("_")
+        self._streams = self._own_streams()
         self._records.clear()
         self.execution_count = 0
 
     # -- output --------------------------------------------------------------------
+
+    def _own_streams(self) -> tuple[Any, Any, Any]:
+        """What user code finds as sys.stdin, stdout and stderr, until it puts in others."""
+        return NoInput(), OutputStream("stdout", self._emit), OutputStream("stderr", self._emit)
 
     def _emit(self, kind: str, text: str) -> bool:
         record = self._record

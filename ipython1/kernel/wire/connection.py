@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -90,6 +90,9 @@ class Connection:
         self._give_up_at = 0.0
         self._redial: Any = None
         self._stopped = False
+        self._closing: Any = None
+        self._closed = False
+        self._on_closed: list[Deferred[None]] = []
 
     @property
     def linked(self) -> bool:
@@ -110,25 +113,35 @@ class Connection:
         self._session.send(raw)
 
     def stop(self) -> Deferred[None]:
-        """Close, after what was sent has arrived or `DRAIN_TIME` has passed."""
-        if self._stopped:
-            return succeed(None)
-        self._stopped = True
-        if self._redial is not None:
-            self._redial.cancel()
-            self._redial = None
+        """Close, after what was sent has arrived or `DRAIN_TIME` has passed; may be called again."""
         done: Deferred[None] = Deferred()
-
-        def close() -> None:
-            if timer.active():
-                timer.cancel()
-            self._session.end()
-            self._dialer.close().addBoth(lambda _: done.callback(None))
-
-        timer = self._clock.callLater(DRAIN_TIME if self._session.linked else 0, close)
-        if self._session.linked:
-            self._session.when_drained(lambda: self._clock.callLater(0, close) if timer.active() else None)
+        if self._closed:
+            done.callback(None)
+            return done
+        self._on_closed.append(done)
+        if self._closing is None:
+            self._stopped = True
+            if self._redial is not None:
+                self._redial.cancel()
+                self._redial = None
+            linked = self._session.linked
+            self._closing = self._clock.callLater(DRAIN_TIME if linked else 0, self._close)
+            if linked:
+                self._session.when_drained(self._closing_now)
         return done
+
+    def _closing_now(self) -> None:
+        if self._closing is not None and self._closing.active():
+            self._closing.reset(0)
+
+    def _close(self) -> None:
+        self._session.end()
+        self._dialer.close().addBoth(self._has_closed)
+
+    def _has_closed(self, result: Any) -> None:
+        self._closed = True
+        for done in self._on_closed:
+            done.callback(None)
 
     # -- dialling ---------------------------------------------------------------
 
@@ -180,9 +193,7 @@ class Connection:
         # Once welcomed, we know the certificate: who else is there now may go again.
         final = isinstance(reason, FINAL) or (self._fresh and isinstance(reason, error.WrongController))
         if final or now >= self._give_up_at:
-            self._stopped = True
-            self._session.end()
-            self._dialer.close()
+            self.stop()
             self._on_lost(reason)
             return
         # Jitter, lest a thousand engines knock at the same moment after a restart.
