@@ -237,6 +237,10 @@ class CompositeError(IPython1Error):
             lines.append(f"… {len(elist) - LINES_SHOWN} more")
         super().__init__("\n".join(lines), method=method, elist=list(elist), results=dict(results or {}))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the engines' failures, not the frames of this package."""
+        return f"{type(self).__name__}: {self}".splitlines()
+
     @property
     def engines(self) -> list[int]:
         """The ids of the engines that failed."""

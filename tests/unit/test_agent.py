@@ -39,7 +39,7 @@ class FakeController:
         self.there = True
         self.hellos: list[Hello] = []
         self.records: list[Record] = []
-        self._sink: ILinkSink | None = None
+        self._sink: Any = None
         self._said = 0
 
     def dial(self, hello: bytes, sink: ILinkSink) -> Deferred[Any]:

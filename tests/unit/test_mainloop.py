@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
 import random
@@ -282,6 +283,33 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.0005)
+
+
+def test_an_interrupt_just_before_a_blocking_call_ends_it(monkeypatch):
+    kill = signal.pthread_kill
+
+    def without_waking(thread, number):
+        if number == signal.SIGINT:
+            _thread.interrupt_main(signal.SIGINT)  # what is left of a signal that came too early
+        else:
+            kill(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", without_waking)
+    entered.clear()
+    loop = Loop(a=BUSY["sleep"], b=lambda: b"fine")
+
+    def driver():
+        loop.put("a", "b")
+        assert entered.wait(10)
+        spin_for(0.02)  # so that it sleeps
+        loop.loop.interrupt("a")
+        until(lambda: "b" in loop.results)
+        until(lambda: not loop.loop._nudging)
+
+    loop.run(driver)
+    assert loop.results["a"].ename == "KeyboardInterrupt"
+    assert loop.results["b"] == b"fine"
+    assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
 
 
 def test_a_timeout_is_an_interrupt_by_another_name():

@@ -76,7 +76,6 @@ PLAIN = [
     datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.timezone.utc),
     datetime.timedelta(days=-1, microseconds=3),
     datetime.date(1, 1, 1),
-    Reference("x"),
 ]
 
 
@@ -284,6 +283,11 @@ def test_a_class_that_runs_code_while_it_is_loaded_sees_the_engines_names():
         """
     )
     assert call(ns["f"], ns["C"](), ns={"there": 5}) == 6
+
+
+def test_a_reference_stays_one_where_it_is_only_sent():
+    assert there([Reference("x")])[0].name == "x"
+    assert repr(Reference("x")) == "Reference('x')"
 
 
 def test_references_are_the_engines_objects_however_deep():

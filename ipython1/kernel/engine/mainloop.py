@@ -7,7 +7,9 @@ while `user_code` is on the stack, so what surrounds user code (this loop, the
 swapping of streams, the making of results) is never torn. A signal that comes
 elsewhere during a command strikes as soon as that command enters user code.
 Signals are sent under the lock under which commands end, and a command's end
-collects those under way: so none can reach the next command.
+collects those under way: so none can reach the next command. A signal that
+comes just before a blocking call does not end it; so, until the handler has
+run, another signal, `NUDGE`, whose handler does nothing, follows now and then.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ from ipython1.kernel.wire.records import Submit, encode_failure
 
 Buffer = Union[bytes, bytearray, memoryview]
 T = TypeVar("T")
+
+#: Ends a blocking call of the main thread, for the sake of the SIGINT that came just before it.
+NUDGE = signal.SIGURG
+#: Seconds between nudges: the first pause, and the longest.
+NUDGE_PAUSES = (0.01, 0.25)
 
 
 class _Interrupts:
@@ -97,6 +104,8 @@ class MainLoop:
         self._jobs: deque[Job] = deque()
         self._stopped = False
         self._thread: int | None = None  # that takes signals
+        self._unseen = False  # an interrupt was sent and its handler has not run
+        self._nudging = False
         self.running: Job | None = None
 
     # -- any thread --------------------------------------------------------------
@@ -142,8 +151,23 @@ class MainLoop:
                 return False
             if timeout > 0:
                 job.timeout = timeout
+            self._unseen = True
             signal.pthread_kill(self._thread, signal.SIGINT)
+            start, self._nudging = not self._nudging, True
+        if start:
+            threading.Thread(target=self._nudge, name="ipython1-interrupt", daemon=True).start()
         return True
+
+    def _nudge(self) -> None:
+        pause, longest = NUDGE_PAUSES
+        while True:
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+            with self._changed:
+                if not self._unseen or self._thread is None:
+                    self._nudging = False
+                    return
+                signal.pthread_kill(self._thread, NUDGE)
 
     def stop(self) -> None:
         """End `run_forever` after the command that runs now."""
@@ -156,7 +180,7 @@ class MainLoop:
     def run_forever(self) -> None:
         """Run jobs until `stop`. On the main thread, which then takes SIGINT for interrupts."""
         main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, self._on_signal) if main else None
+        before = self._take_signals() if main else None
         self._thread = threading.get_ident() if main else None
         try:
             while True:
@@ -168,13 +192,19 @@ class MainLoop:
                     job = self.running = self._jobs.popleft()
                 self._run(job)
                 if main and signal.getsignal(signal.SIGINT) != self._on_signal:
-                    signal.signal(signal.SIGINT, self._on_signal)  # user code changed it
+                    self._take_signals()  # user code changed it
         finally:
-            if main:
+            if before is not None:
                 with self._changed:
                     self._thread = None
                     self._collect_signals()
-                signal.signal(signal.SIGINT, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _take_signals(self) -> dict[signal.Signals, Any]:
+        """Install the handlers; returns those that were there."""
+        mine = {signal.SIGINT: self._on_signal, NUDGE: _ignore}
+        return {number: signal.signal(number, handler) for number, handler in mine.items()}
 
     def run_ready(self) -> int:
         """Run inline what can run now; returns how many jobs that were."""
@@ -210,6 +240,7 @@ class MainLoop:
         self._done(job, "ok" if error is None else "error", parts)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._unseen = False
         if self.running is None:
             return
         while frame is not None:
@@ -218,12 +249,15 @@ class MainLoop:
             frame = frame.f_back
         _Interrupts.pending = True
 
-    @staticmethod
-    def _collect_signals() -> None:
+    def _collect_signals(self) -> None:
         # Coming back from the kernel, this thread has got what was sent to it; Python
         # then calls the handler before the call returns.
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        _Interrupts.pending = False
+        self._unseen = _Interrupts.pending = False
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """Unlike SIG_IGN, a handler ends blocking calls."""
 
 
 # -- errors as data ------------------------------------------------------------

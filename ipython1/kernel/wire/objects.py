@@ -52,12 +52,6 @@ class Reference:
     def __repr__(self) -> str:
         return f"Reference({self.name!r})"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Reference) and other.name == self.name
-
-    def __hash__(self) -> int:
-        return hash((Reference, self.name))
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _reference, (self.name,)
 
@@ -92,13 +86,8 @@ class _Memory:
 
     def __init__(self, array: Any) -> None:
         self.array = array  # keeps the memory alive
-        address = array.__array_interface__["data"][0]
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (array.nbytes,),
-            "data": (address, False),
-        }
+        data = (array.__array_interface__["data"][0], False)
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (array.nbytes,), "data": data}
 
 
 def _writable_alias(array: Any) -> Any:
@@ -273,17 +262,15 @@ def loads_functions(parts: Sequence[Buffer], user_ns: dict[str, Any]) -> dict[st
         added: list[str] = []
         strangers: set[str] = set()
         make, set_state = _adoption(user_ns, homes, added, strangers)
-        done = False
+        missed: set[str] | None = None
         try:
             ns: dict[str, Any] = _Unpickler(parts, {_MAKE: make, _SET_STATE: set_state}).load()
             # Which modules the pushed functions themselves are from is only known now.
             missed = {_home(value) for value in ns.values()} & strangers
-            done = not missed
         finally:
-            if not done:
-                for name in added:
-                    user_ns.pop(name, None)
-        if done:
+            for name in added if missed != set() else ():
+                user_ns.pop(name, None)
+        if not missed:
             return ns
         homes |= missed
 
@@ -390,14 +377,10 @@ def dump_failure(exc: BaseException, traceback_text: str) -> RemoteFailure:
 def _pickled(exc: BaseException, evalue: str) -> bytes:
     try:
         raw: bytes = cloudpickle.dumps(exc, protocol=5)
-        same = len(raw) <= PICKLE_LIMIT and _is_like(pickle.loads(raw), exc, evalue)
+        again = pickle.loads(raw) if len(raw) <= PICKLE_LIMIT else None
     except Exception:  # noqa: BLE001 -- any class may refuse
         return b""
-    return raw if same else b""
-
-
-def _is_like(again: Any, exc: BaseException, evalue: str) -> bool:
-    return type(again) is type(exc) and _safe_text(again) == evalue
+    return raw if type(again) is type(exc) and _safe_text(again) == evalue else b""
 
 
 def _safe_text(exc: BaseException) -> str:
@@ -414,5 +397,4 @@ def _sendable(text: str, limit: int) -> str:
 def _shorten(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
-    half = limit // 2
-    return f"{text[:half]} … {text[-half:]}"
+    return f"{text[: limit // 2]} … {text[-limit // 2 :]}"
