@@ -16,7 +16,12 @@ class ILink(Interface):
 
 
 class ILinkSink(Interface):
-    """What a link talks to: a `Session`."""
+    """What a link talks to: a `Session`, or who stands before it."""
+
+    received = Attribute("Number of the last record taken from the peer.")
+
+    def attach(link: ILink, peer_received: int) -> None:
+        """Go on over another link; the peer has all records up to a number."""
 
     def batch_received(batch: bytes) -> None:
         """A batch from the peer. Raises `WireError` where it is malformed; the link then closes."""

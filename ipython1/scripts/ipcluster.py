@@ -80,6 +80,13 @@ def main() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [as last time, or 10105]")
 @click.option("--location", metavar="HOST[:PORT]", help="Where others find the controller.  [--ip]")
 @click.option("--dashboard/--no-dashboard", default=True, help="Serve a web page on this machine.  [yes]")
+@click.option(
+    "--client-grace",
+    type=click.FloatRange(0),
+    default=30.0,
+    metavar="SECONDS",
+    help="How long the queue keeps the work of a client that is gone.  [30]",
+)
 @daemonize_option
 @click.option("--temporary", is_flag=True, hidden=True)
 @click.option("--die-with-parent", "owner", type=int, hidden=True)
@@ -92,6 +99,7 @@ def start(
     port: int | None,
     location: str | None,
     dashboard: bool,
+    client_grace: float,
     daemonize: bool,
     restart: bool,
     timeout: float,
@@ -103,6 +111,7 @@ def start(
     make = find_launcher(where)
     options = ["--ip", ip, "--dashboard" if dashboard else "--no-dashboard"]
     options += ["--location", location] if location else []
+    options += ["--client-grace", f"{client_grace:g}"]
     on_ready = _background(files) if daemonize else partial(_tell, ready_fd)
     with states.held(files):
         supervisor = Supervisor(

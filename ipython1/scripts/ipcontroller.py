@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, help=f"the port, 0 for any free one [that of the last time, {PORT}, or any]")
     add("--location", metavar="HOST[:PORT]", help="where others find it, if that is not the address [--ip]")
     add("--dashboard", action=argparse.BooleanOptionalAction, default=True, help="serve a web page too [yes]")
+    add(
+        "--client-grace",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long the queue keeps the work of a client that is gone [30]",
+    )
     add("--status-fd", type=int, metavar="FD", help="a file descriptor that takes JSON lines on what happens")
     return parse
 
@@ -156,7 +163,7 @@ class ControllerProcess:
         from ipython1.kernel.controller.service import Controller
 
         log = Logger()
-        controller = Controller(self._reactor, self._notify)
+        controller = Controller(self._reactor, self._notify, client_grace=self._options.client_grace)
         self._closers.append(controller.stop)
         try:
             listener = await self._listen(controller)
@@ -264,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parse.error(str(error))
     if options.port is not None and not 0 <= options.port < 65536:
         parse.error("--port must be from 0 to 65535")
+    if not options.client_grace >= 0:
+        parse.error("--client-grace must not be negative")
     os.umask(0o077)
     sys.exit(run(files, options))
 

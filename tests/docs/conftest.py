@@ -79,3 +79,5 @@ def cluster(environment: dict[str, str], tmp_path: Path) -> Iterator[Running]:
             pytest.fail(f"ipcluster did not stop within {STOPPED_WITHIN:.0f} s of Ctrl-C", pytrace=False)
         finally:
             process.stdout.close()
+        errors.seek(0)
+        assert process.returncode == 0, errors.read()

@@ -143,6 +143,9 @@ def test_a_transcript_must_start_with_a_prompt() -> None:
         ("100%", "\r  0%\r 50%\r100%", True),
         ("00c0ffee0000-3@0-3", "123456789abc-7@0-3", True),
         ("00c0ffee0000-3@0-3", "123456789abc-7@0-2", False),
+        ("x\n[stdout:0] a\n[stdout:1] b", "x\n[stdout:1] b\n[stdout:0] a", True),
+        ("[stdout:0] a\n[stdout:0] b", "[stdout:0] b\n[stdout:0] a", False),
+        ("[stdout:0] a\nx", "x\n[stdout:0] a", False),
     ],
 )
 def test_comparison(page: str, printed: str, equal: bool) -> None:

@@ -3,7 +3,8 @@
 A transcript stands in a ``.. code-block:: ipython``. In what it shows, ``…``
 stands for anything: as a line of its own for any number of lines, within a
 line for any text. Memory addresses, process numbers, times, ports of this
-host, ids of clients and the way a progress bar was drawn are not compared.
+host, ids of clients, the way a progress bar was drawn, and which of several
+engines printed first are not compared.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import ndiff
+from itertools import groupby
 
 BLOCK = re.compile(r"^( *)\.\. code-block:: +(\w+) *$")
 PROMPT = re.compile(r"^In \[(\d+)\]: ?(.*)$")
 MORE = re.compile(r"^ +\.\.\.: ?(.*)$")
 WILDCARD = "…"
+
+#: A line that an engine printed, as it is shown while the engines run.
+STREAMED = re.compile(r"\[(?:stdout|stderr):(\d+)\]")
 
 #: What differs from run to run, and what stands for it in a comparison.
 VARYING = (
@@ -84,7 +89,17 @@ def normal(lines: Sequence[str]) -> list[str]:
     text = "\n".join(line.rstrip().rpartition("\r")[2].rstrip() for line in lines).strip("\n")
     for pattern, name in VARYING:
         text = pattern.sub(name, text)
-    return text.split("\n") if text else []
+    found: list[str] = []
+    for streamed, group in groupby(text.split("\n") if text else [], lambda line: _engine(line) >= 0):
+        lines = list(group)
+        found += sorted(lines, key=_engine) if streamed else lines
+    return found
+
+
+def _engine(line: str) -> int:
+    """The engine that printed a line which is shown while the engines run; -1: none."""
+    streamed = STREAMED.match(line)
+    return -1 if streamed is None else int(streamed[1])
 
 
 def matches(expected: Sequence[str], printed: Sequence[str]) -> bool:

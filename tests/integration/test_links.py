@@ -43,6 +43,8 @@ PATIENCE = 20.0
 class Sink:
     """Keeps what it hears; raises `error` for every batch where there is one."""
 
+    received = 0
+
     def __init__(self) -> None:
         self.heard: queue.Queue[Any] = queue.Queue()
         self.error: Exception | None = None
@@ -54,6 +56,9 @@ class Sink:
 
     def link_lost(self, link: ILink | None) -> None:
         self.heard.put(link)
+
+    def attach(self, link: ILink, peer_received: int) -> None:
+        self.heard.put(("attached", link))
 
     def next(self) -> Any:
         return self.heard.get(timeout=PATIENCE)
@@ -90,7 +95,9 @@ class World:
         self.dialers: list[FoolscapDialer] = []
 
     def serve(self, port: int = 0, **options: Any) -> Listener:
-        listener: Listener = self.call(serve, self.reactor, self.files, self.doors, port=port, **options)
+        listener: Listener = self.call(
+            serve, self.reactor, self.files, self.doors, port=port, lanes=False, **options
+        )
         self.listeners.append(listener)
         return listener
 

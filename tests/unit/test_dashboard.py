@@ -90,6 +90,7 @@ class Browser:
         self.token = self.url.partition("?token=")[2]
 
     def connect(self) -> tuple[Any, StringTransport]:
+        factory: Any
         port, factory, *_ = self.reactor.tcpServers[-1]
         transport = StringTransport(hostAddress=IPv4Address("TCP", "127.0.0.1", port))
         protocol = factory.buildProtocol(transport.getPeer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import signal
@@ -55,6 +56,7 @@ class FakeZygote(Clock):
         super().__init__()
         self.engines: list[FakeChild] = []
         self.agents: list[FakeChild] = []
+        self.full = False
 
     def fork(
         self,
@@ -64,6 +66,8 @@ class FakeZygote(Clock):
         log: Path | None = None,
         outlives: bool = False,
     ) -> FakeChild:
+        if self.full:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         siblings = self.agents if outlives else self.engines
         child = FakeChild(100 + len(self.engines) + 50 * outlives, heard, ended)
         child.facts = main  # type: ignore[assignment]
@@ -322,6 +326,41 @@ def test_agents_that_die_young_are_replaced_slowly(nanny: Nanny, zygote: FakeZyg
     zygote.advance(0.2)
     assert len(zygote.agents) == 2
     assert zygote.agents[1].facts["exited"][0][1] == "killed by signal 9 (SIGKILL)"
+
+
+def test_no_new_agent_once_the_end_is_decided(nanny: Nanny, zygote: FakeZygote) -> None:
+    zygote.agents[0].ended(-9)
+    nanny.quit()
+    zygote.advance(10)
+    for child in zygote.engines:
+        child.ended(0)
+    assert len(zygote.agents) == 1
+    assert nanny.status == ENDED
+
+
+def test_a_host_that_has_no_room_for_an_engine(nanny: Nanny, zygote: FakeZygote) -> None:
+    zygote.full = True
+    zygote.engines[1].ended(-9)
+    died, failed = zygote.agents[0].told("exited")
+    assert (died[1], died[3]) == ("killed by signal 9 (SIGKILL)", True)
+    assert failed[1:] == ("could not be started: Resource temporarily unavailable", "", False)
+    assert zygote.agents[0].told("engines")[-1] == {zygote.engines[0].facts["uuid"]: 100}
+    assert nanny.status is None
+    zygote.agents[0].ended(-9)
+    zygote.advance(2)
+    assert len(zygote.agents) == 1
+    zygote.full = False
+    zygote.advance(2)
+    assert len(zygote.agents) == 2
+
+
+def test_a_host_that_has_no_room_at_all(zygote: FakeZygote, tmp_path: Path) -> None:
+    nanny = make(zygote, tmp_path)
+    zygote.full = True
+    nanny.start(2)
+    assert len(zygote.agents[0].told("exited")) == 1
+    zygote.agents[0].ended(0)
+    assert nanny.status == NO_ENGINE
 
 
 def test_an_engine_may_say_why_it_ends(nanny: Nanny, zygote: FakeZygote) -> None:

@@ -49,6 +49,11 @@ class Peer:
         """Take a record from the session."""
         self.handle(self, decode(raw), raw)
 
+    @property
+    def received(self) -> int:
+        """Number of the last record taken from the peer."""
+        return self.session.received
+
     # -- ILinkSink, between a link and the session ---------------------------------
 
     def batch_received(self, batch: bytes) -> None:
@@ -58,6 +63,10 @@ class Peer:
         except WireError as error:
             log.warn("{kind} {key}: {error}", kind=self.kind, key=self.key, error=error)
             raise
+
+    def attach(self, link: ILink, peer_received: int) -> None:
+        """Pass on: the peer moves to another link, and closes the old one itself."""
+        self.session.attach(link, peer_received, close_old=False)
 
     def link_lost(self, link: ILink | None) -> None:
         """Pass on, and tell the owner where this was the present link."""

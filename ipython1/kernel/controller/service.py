@@ -66,6 +66,8 @@ class Controller:
         controller should know: ``engines`` (ids), ``failed`` (output), ``shutdown``.
     now : callable
         Wall-clock time in seconds.
+    client_grace : float
+        Seconds after which an absent client's queued work is dropped.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Controller:
         clock: Any,
         notify: Callable[[dict[str, Any]], None] = lambda event: None,
         now: Callable[[], float] = time.time,
+        client_grace: float = CLIENT_GRACE,
     ) -> None:
         self._clock = clock
+        self._client_grace = client_grace
         self._notify = notify
         self._peers: dict[str, Peer] = {}  # by session id
         self._table_call: Any = None
@@ -147,7 +151,7 @@ class Controller:
         session = Session(
             self._clock,
             lambda raw: peer.receive(raw),
-            grace=None if engine_side else CLIENT_GRACE,
+            grace=None if engine_side else self._client_grace,
             ended=lambda: self._client_ended(peer),
             id=hello.session,
         )
@@ -204,7 +208,9 @@ class Controller:
         """Its work is dropped unless it is here when its grace time is over."""
         timer = f"client {client}"
         if timer not in self._timers:
-            self._timers[timer] = self._clock.callLater(CLIENT_GRACE, self._client_over, timer, client)
+            self._timers[timer] = self._clock.callLater(
+                self._client_grace, self._client_over, timer, client
+            )
 
     def _client_over(self, timer: str, client: str) -> None:
         del self._timers[timer]

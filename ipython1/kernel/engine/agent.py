@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
-from ipython1.kernel.engine.nanny import REMEMBERED, log_path
+from ipython1.kernel.engine.nanny import FAREWELL, REMEMBERED, last_words, log_path
 from ipython1.kernel.engine.zygote import Message
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.processes import kill_group, remove_if_empty
@@ -95,9 +95,22 @@ class Agent:
             self._facts["exited"] = [*self._facts["exited"], exited][-REMEMBERED:]
             self._connection.send(Exited(*exited))
         if "quit" in message:
-            if self._usage.running:
-                self._usage.stop()
-            self._connection.stop().addBoth(lambda _: self._finished())
+            self._leave()
+
+    def orphaned(self) -> None:
+        """The nanny has ended, and its engines with it: kill what they started, tell that they are gone."""
+        for name, pid in self.engines.items():
+            kill_group(pid)
+            file = log_path(Path(self._facts["folder"]), name)
+            cause = f"ended with its nanny (pid {self._facts['pid']})"
+            self._connection.send(Exited(name, cause, last_words(file), False))
+            remove_if_empty(file)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._usage.running:
+            self._usage.stop()
+        self._connection.stop().addBoth(lambda _: self._finished())
 
     def report_usage(self) -> None:
         """Send CPU and memory of each engine."""
@@ -147,10 +160,8 @@ def run_agent(
     log_errors(2)
 
     def orphaned() -> None:
-        for name, pid in agent.engines.items():
-            kill_group(pid)  # the engines are dead already, but not what they started
-            remove_if_empty(log_path(Path(facts["folder"]), name))
-        os._exit(1)
+        reactor.callLater(FAREWELL, os._exit, 1)
+        agent.orphaned()
 
     channel = Channel(reactor, end, lambda message: agent.heard(message), orphaned)
     agent = Agent(reactor, dialer(), facts, channel.send, reactor.stop, patience=patience, grace=grace)

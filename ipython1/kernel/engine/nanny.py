@@ -56,6 +56,8 @@ ENDED, NO_ENGINE, NO_CONTROLLER = 0, 1, 3
 log = logging.getLogger(__name__)
 
 
+#: uuid, cause, output, replaced: as in `records.Exited`.
+Exited = tuple[str, str, str, bool]
 #: Makes the main function of an engine, from its identity.
 EngineMain = Callable[[dict[str, Any]], Main]
 #: Makes the main function of an agent, from what it starts with: `Nanny.facts`.
@@ -121,7 +123,7 @@ class Nanny:
         self._host = host
         self._pid = pid
         self._restart = restart
-        self._exited: deque[tuple[str, str, str, bool]] = deque(maxlen=REMEMBERED)
+        self._exited: deque[Exited] = deque(maxlen=REMEMBERED)
         self._agent: IChild | None = None
         self._some_registered = False
         self._quitting: int | None = None  # the exit status, once it is decided
@@ -148,28 +150,38 @@ class Nanny:
 
     def start_agent(self) -> None:
         """Fork the agent."""
-        if self.status is None:
-            main, born = self._agent_main(self.facts()), self._zygote.seconds()
+        if self._quitting is not None:
+            return
+        main, born = self._agent_main(self.facts()), self._zygote.seconds()
+        try:
             self._agent = self._zygote.fork(
                 main, self._agent_said, lambda status: self._agent_ended(status, born), outlives=True
             )
+        except OSError as error:
+            log.error("the agent, our link to the controller, cannot be started (%s)", error.strerror)
+            self._zygote.callLater(AGENT_DELAY, self.start_agent)
 
     def start(self, n: int) -> None:
         """Fork `n` more engines."""
-        if self._quitting is None:
-            for _ in range(n):
+        for _ in range(n):
+            if self._quitting is None:
                 self._fork(-1, deque(maxlen=DEATHS), {})
 
     def _fork(self, id: int, deaths: deque[float], replaces: dict[str, str]) -> None:
         name = uuid.uuid4().hex
         engine = Engine(name, id, log_path(self._folder, name), deaths, replaces)
         identity = {"uuid": name, "host": self._host, "nanny": self.uuid, "wanted": id, "replaces": replaces}
-        engine.child = self._zygote.fork(
-            self._engine_main(identity),
-            lambda message: self._engine_said(engine, message),
-            lambda status: self._engine_ended(engine, status),
-            log=engine.log,
-        )
+        try:
+            engine.child = self._zygote.fork(
+                self._engine_main(identity),
+                lambda message: self._engine_said(engine, message),
+                lambda status: self._engine_ended(engine, status),
+                log=engine.log,
+            )
+        except OSError as error:  # no more processes, memory or descriptors for us
+            log.error("%s cannot be started (%s)", engine, error.strerror)
+            self._gone((name, f"could not be started: {error.strerror}", "", False))
+            return
         self.engines[name] = engine
         self._tell_agent({"engines": self._pids()})
 
@@ -251,9 +263,6 @@ class Nanny:
         output = last_words(engine.log)
         remove_if_empty(engine.log)
         replaced = self._is_replaced(engine)
-        exited = (engine.uuid, cause, output, replaced)
-        self._exited.append(exited)
-        self._tell_agent({"exited": exited})
         started = "" if engine.registered else " before it was ready"
         told = f", see {engine.log}" if output and not engine.request else ""
         level = logging.INFO if engine.request else logging.ERROR
@@ -262,15 +271,26 @@ class Nanny:
         )
         then = "; restarted" if replaced else often
         log.log(level, "%s (pid %s) %s%s%s%s", engine, engine.child.pid, cause, started, then, told)
+        exited = (engine.uuid, cause, output, replaced)
         if replaced:
+            self._tell_exited(exited)
             mine = {"uuid": engine.uuid, "cause": cause, "output": output}
             self._fork(engine.id, engine.deaths, mine if engine.registered else engine.replaces)
-            return
+        else:
+            self._gone(exited)
+
+    def _gone(self, exited: Exited) -> None:
+        """An engine ended, or never was, and nothing takes its place."""
+        self._tell_exited(exited)
         self._tell_agent({"engines": self._pids()})
         if self._quitting is None and not self.engines and not self._some_registered:
             self.quit(NO_ENGINE)
         else:
             self._finish()
+
+    def _tell_exited(self, exited: Exited) -> None:
+        self._exited.append(exited)
+        self._tell_agent({"exited": exited})
 
     def _is_replaced(self, engine: Engine) -> bool:
         if self._quitting is not None or engine.request:
@@ -287,7 +307,7 @@ class Nanny:
             # Without an agent there is nobody to tell; the engines may still be ending.
             self._finish()
             return
-        log.error("the link to the controller (pid %s) ended: %s; restarted", self._pid, exit_words(status))
+        log.error("the agent, our link to the controller, ended: %s; restarted", exit_words(status))
         young = self._zygote.seconds() - born < AGENT_DELAY
         self._zygote.callLater(AGENT_DELAY if young else 0.0, self.start_agent)
 

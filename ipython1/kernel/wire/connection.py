@@ -210,6 +210,18 @@ class Connection:
         else:
             self._session.batch_received(batch)
 
+    @property
+    def received(self) -> int:
+        """Number of the last record taken from the controller."""
+        return self._session.received
+
+    def attach(self, link: ILink, peer_received: int) -> None:
+        """Move the session to another link, unless it has come to its end meanwhile."""
+        if self._stopped:
+            link.close()
+        else:
+            self._session.attach(link, peer_received)
+
     def link_lost(self, link: ILink | None) -> None:
         """The link is gone: dial again."""
         self._session.link_lost(link)

@@ -8,6 +8,7 @@ All that crosses Foolscap is bytes, and the references to the two links.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ from ipython1.kernel.error import (
 )
 from ipython1.kernel.files import ClusterFiles, write_private
 from ipython1.kernel.interfaces import IDialer, IDoor, ILink, ILinkSink
+from ipython1.kernel.wire.lanes import PATH_LIMIT, LaneServer, open_lane
 from ipython1.kernel.wire.session import BATCH_LIMIT
 from ipython1.kernel.wire.tubs import (
     load_certificate,
@@ -64,6 +66,9 @@ from ipython1.kernel.wire.tubs import (
 ARGUMENT_LIMIT = BATCH_LIMIT + 64 * 1024
 BYTES = ByteStringConstraint(ARGUMENT_LIMIT)
 
+#: The Unix socket of the lanes, in the cluster's folder ``run``.
+LANE = "lane.sock"
+
 log = Logger()
 
 
@@ -74,6 +79,10 @@ class RILink(RemoteInterface):
 
     def deliver(batch=BYTES):  # type: ignore[no-untyped-def]  # noqa: N805
         """Take a batch; called with ``callRemoteOnly``, there is no answer."""
+        return None
+
+    def offer_lane(path=BYTES, ticket=BYTES):  # type: ignore[no-untyped-def]  # noqa: N805
+        """A faster way, see `lanes`; from the controller, with ``callRemoteOnly``."""
         return None
 
 
@@ -98,6 +107,8 @@ class FoolscapLink(Referenceable):  # type: ignore[misc]
     """
 
     def __init__(self, sink: ILinkSink | None = None, on_lost: Callable[[], None] | None = None) -> None:
+        self._dialled = sink is not None
+        self._withdraw: Callable[[], None] = lambda: None
         #: Who hears what comes in; batches that come before there is one are dropped.
         self.sink = sink
         self._on_lost = on_lost
@@ -135,9 +146,21 @@ class FoolscapLink(Referenceable):  # type: ignore[misc]
             log.failure("a batch was not handled, its link is closed")
             self.close()
 
+    def offer_lane(self, lanes: LaneServer, sink: ILinkSink) -> None:
+        """Invite the peer to move to a lane."""
+        ticket = lanes.ticket(sink)
+        self._withdraw = lambda: lanes.withdraw(ticket)
+        self._remote.callRemoteOnly("offer_lane", os.fsencode(lanes.path), ticket)
+
+    def remote_offer_lane(self, path: bytes, ticket: bytes) -> None:
+        """Move there, if we are the ones who dialled, and on the controller's host."""
+        if self.sink is not None and self._dialled:
+            open_lane(reactor, os.fsdecode(path), ticket, self.sink)
+
     def _lost(self) -> None:
         sink, self.sink = self.sink, None
         self._remote = None
+        self._withdraw()
         if self._on_lost is not None:
             self._on_lost()
         if sink is not None:
@@ -282,8 +305,9 @@ class FoolscapDialer:
 class _Door(Referenceable):  # type: ignore[misc]
     """An `IDoor`, within reach of those who hold its FURL."""
 
-    def __init__(self, door: IDoor) -> None:
+    def __init__(self, door: IDoor, lanes: LaneServer | None) -> None:
         self._door = door
+        self._lanes = lanes
 
     def remote_knock(self, hello: bytes, peer: Any) -> tuple[bytes, FoolscapLink | None]:
         """Let the door decide."""
@@ -298,7 +322,11 @@ class _Door(Referenceable):  # type: ignore[misc]
             log.failure("a hello was not handled")
             raise WireError(reason="the hello was not handled") from None
         link.sink = sink
-        return answer, link if sink is not None else None
+        if sink is None:
+            return answer, None
+        if self._lanes is not None:
+            link.offer_lane(self._lanes, sink)
+        return answer, link
 
 
 class Listener:
@@ -314,11 +342,14 @@ class Listener:
         The FURL of each kind.
     """
 
-    def __init__(self, tub: Tub, host: str, port: int, furls: dict[str, str]) -> None:
+    def __init__(
+        self, tub: Tub, host: str, port: int, furls: dict[str, str], lanes: LaneServer | None
+    ) -> None:
         self.host = host
         self.port = port
         self.furls = furls
         self._tub = tub
+        self._lanes = lanes
         self._stopped: Deferred[None] | None = None
 
     def stop(self) -> Deferred[None]:
@@ -327,7 +358,8 @@ class Listener:
             stopped: Deferred[None] = Deferred()
             self._stopped = stopped
             # The port first, lest somebody comes in while the others are shown out.
-            closed = DeferredList([self._tub.stopListeningOn(each) for each in self._tub.getListeners()])
+            ports = [self._tub.stopListeningOn(each) for each in self._tub.getListeners()]
+            closed = DeferredList([*ports, *([self._lanes.stop()] if self._lanes is not None else [])])
             closed.addCallback(lambda _: self._tub.stopService())
             closed.addBoth(lambda _: stopped.callback(None))
         return _after(self._stopped)
@@ -348,6 +380,7 @@ def serve(
     ip: str = "127.0.0.1",
     port: int = 10105,
     location: str | None = None,
+    lanes: bool = True,
 ) -> Deferred[Listener]:
     """Open the controller's port, and write the FURL files of its doors.
 
@@ -368,17 +401,25 @@ def serve(
     location : str, optional
         What stands in the FURLs: one or more ``host`` or ``host:port``, with
         commas between; `ip` and the port where not given.
+    lanes : bool
+        Whether peers on this host are invited to a Unix socket.
 
     Returns
     -------
     Deferred of Listener
         Fails with `LaunchError`.
     """
-    return execute(_serve, reactor, files, doors, ip, port, location)
+    return execute(_serve, reactor, files, doors, ip, port, location, lanes)
 
 
 def _serve(
-    reactor: Any, files: ClusterFiles, doors: Mapping[str, IDoor], ip: str, port: int, location: str | None
+    reactor: Any,
+    files: ClusterFiles,
+    doors: Mapping[str, IDoor],
+    ip: str,
+    port: int,
+    location: str | None,
+    with_lanes: bool,
 ) -> Listener:
     try:
         places = split_location(location or ip)
@@ -400,13 +441,17 @@ def _serve(
         raise _not_started(why_not_listening(error, ip, port)) from None
     tub.setLocation(*(f"tcp:{host}:{given or bound}" for host, given in places))
     tub.startService()
+    lanes = None
     try:
         write_private(files.certificate, certificate)
-        furls = {kind: publish(tub, _Door(door), files.furl(kind)) for kind, door in doors.items()}
+        path = files.run / LANE
+        if with_lanes and len(os.fsencode(path)) <= PATH_LIMIT and hasattr(reactor, "listenUNIX"):
+            lanes = LaneServer(reactor, path)
+        furls = {kind: publish(tub, _Door(door, lanes), files.furl(kind)) for kind, door in doors.items()}
     except OSError as error:
         tub.stopService()
         raise _not_started(f"{files.security} cannot be written to ({error.strerror})") from None
-    return Listener(tub, places[0][0], bound, furls)
+    return Listener(tub, places[0][0], bound, furls, lanes)
 
 
 def _not_started(reason: str) -> LaunchError:

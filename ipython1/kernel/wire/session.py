@@ -203,21 +203,21 @@ class Session:
 
     # -- links ----------------------------------------------------------------
 
-    def attach(self, link: ILink, peer_received: int) -> None:
+    def attach(self, link: ILink, peer_received: int, close_old: bool = True) -> None:
         """Go on over `link`; the peer has everything up to number `peer_received`.
 
         Raises
         ------
         WireError
-            The peer claims to have what was never sent, or to lack what it acknowledged.
+            The peer claims to have what was never sent.
         """
         if self._ended:
             link.close()
             return
-        if not self._acked <= peer_received <= self._last:
-            raise WireError(reason=f"resumes at record {peer_received}, not in {self._acked}..{self._last}")
+        if peer_received > self._last:
+            raise WireError(reason=f"resumes at record {peer_received} of {self._last}")
         old, self._link = self._link, None
-        if old is not None:
+        if old is not None and close_old:
             old.close()
         self._cancel_timers()
         self._sent = self._acked
