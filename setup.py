@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "test": ["hypothesis>=6.80", "numpy", "pandas", "pexpect>=4.8", "pytest>=7.4", "pytest-timeout>=2.1"],
+        "bench": ["distributed", "ipyparallel", "matplotlib", "numpy", "ray"],
         "docs": ["sphinx>=7"],
         "lint": ["mypy>=1.8", "mypy-zope>=1.0", "ruff>=0.4"],
     },

@@ -16,12 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
+from benchmarks.processes import unique_bytes
+from benchmarks.summary import Summary, shown
 from ipython1.kernel import client
 from ipython1.kernel.error import ConnectionFailed
 from ipython1.kernel.files import ClusterFiles
 
+#: What is not in seconds.
+UNITS = {"engine USS": "B"}
 #: Seconds that one start may take.
 PATIENCE = 60.0
 
@@ -38,8 +40,7 @@ def one_start(n: int) -> dict[str, float]:
         ready = time.perf_counter()
         mec.execute("1 + 1")
         result = time.perf_counter()
-        engines = [psutil.Process(row["pid"]) for row in mec._core.engines()]
-        uss = statistics.median(engine.memory_full_info().uss for engine in engines)
+        uss = statistics.median(unique_bytes(row["pid"] for row in mec.status()))
         mec.close()
     finally:
         stopping = time.perf_counter()
@@ -47,11 +48,11 @@ def one_start(n: int) -> dict[str, float]:
         process.communicate(timeout=PATIENCE)
     stopped = time.perf_counter()
     return {
-        "connected s": connected - started,
-        "engines ready s": ready - started,
-        "first result s": result - started,
-        "stop s": stopped - stopping,
-        "engine USS MB": uss / 1e6,
+        "connected": connected - started,
+        "engines ready": ready - started,
+        "first result": result - started,
+        "stop": stopped - stopping,
+        "engine USS": uss,
     }
 
 
@@ -79,8 +80,7 @@ def main() -> None:
             rows.append(one_start(options.n))
     print(f"{options.n} engines, {options.r} starts: median (least - most)")
     for name in rows[0]:
-        values = [row[name] for row in rows]
-        print(f"{name:<16} {statistics.median(values):7.2f} ({min(values):.2f} - {max(values):.2f})")
+        print(f"{name:<16} {shown(Summary.of([row[name] for row in rows]), UNITS.get(name, 's'))}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Sphinx directives that take what a page shows from the code, so that it cannot say anything else.
+"""A Sphinx extension that takes what a page shows from the code, so that it cannot say anything else.
 
 ``.. records-table::``
     Every record of the wire protocol, from `ipython1.kernel.wire.records`.
 ``.. module-docstring:: NAME``
     The docstring of a module, with its state table.
+``:constant:`MODULE.NAME```
+    The value of a constant; bytes in KiB or MiB.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from ipython1.kernel.wire import records
 
@@ -60,8 +62,27 @@ class ModuleDocstring(SphinxDirective):
         return node.children
 
 
+class Constant(SphinxRole):
+    """The value of a constant."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """The number as text."""
+        module, _, name = self.text.rpartition(".")
+        value = getattr(importlib.import_module(module), name)
+        return [nodes.Text(number(value))], []
+
+
+def number(value: float) -> str:
+    """A number in words: ``'8 MiB'`` where it is many bytes."""
+    for size, unit in ((2**20, "MiB"), (2**10, "KiB")):
+        if isinstance(value, int) and value >= size and value % size == 0:
+            return f"{value // size} {unit}"
+    return f"{value:g}"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("records-table", RecordsTable)
     app.add_directive("module-docstring", ModuleDocstring)
+    app.add_role("constant", Constant())
     return {"parallel_read_safe": True}

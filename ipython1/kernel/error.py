@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 #: Failures listed in a `CompositeError` before the rest is counted.
 LINES_SHOWN = 4
+#: Characters of each.
+LINE_LENGTH = 1000
 
 
 class IPython1Error(Exception):
@@ -172,7 +174,14 @@ class RemoteFailure:
     method: str = ""
 
     def __str__(self) -> str:
-        return f"[{self.engine}:{self.method}]: {self.summary}"
+        return f"[{self.engine}:{self.method}]: {self._short()}"
+
+    def _short(self) -> str:
+        """The summary; of an error that is not our own its first line, for the traceback has it all."""
+        if self.ename in globals():
+            return self.summary
+        first, _, rest = self.summary.strip().partition("\n")
+        return f"{first[:LINE_LENGTH]} …" if rest or len(first) > LINE_LENGTH else first
 
     @property
     def summary(self) -> str:
@@ -239,7 +248,7 @@ class CompositeError(IPython1Error):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the engines' failures, not the frames of this package."""
-        return f"{type(self).__name__}: {self}".splitlines()
+        return [f"{type(self).__name__}: {self}"]
 
     @property
     def engines(self) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 #: File of each kind of FURL, in the security folder.
@@ -94,15 +95,32 @@ def write_private(path: Path, data: str | bytes) -> None:
     """Replace `path` by a file of mode 0600 that holds `data`.
 
     A reader sees the old file or the whole new one, and nobody but the owner
-    can read it at any time. Where writing fails the old file stays.
+    can read it at any time. Where writing fails the old file stays; one that is
+    as it should be gets a new date only, for which a full disk has room.
     """
     raw = data.encode() if isinstance(data, str) else data
+    if _holds(path, raw):
+        os.utime(path)
+        return
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(raw)
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink()
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     except BaseException:
         temporary.unlink()
         raise
+
+
+def _holds(path: Path, raw: bytes) -> bool:
+    """Whether `path` is a private file with just these bytes."""
+    try:
+        status = path.lstat()
+        private = stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600
+        return private and status.st_uid == os.getuid() and path.read_bytes() == raw
+    except OSError:
+        return False

@@ -61,6 +61,7 @@ class _Engine(Engine):
 
     def __init__(self, cluster: MemoryCluster, wanted: int, replaces: dict[str, str]) -> None:
         self.uuid = uuid.uuid4().hex
+        self.wanted = wanted
         self.dialer = MemoryDialer(cluster.clock, lambda: cluster.door("engine"))
         identity = {
             "uuid": self.uuid,
@@ -84,6 +85,7 @@ class _Nanny:
 
     def __init__(self, cluster: MemoryCluster) -> None:
         self.uuid = uuid.uuid4().hex
+        self.exited: list[tuple[str, str, str, bool]] = []
         self._cluster = cluster
         self.dialer = MemoryDialer(cluster.clock, lambda: cluster.door("engine"))
         self.connection = Connection(
@@ -100,7 +102,7 @@ class _Nanny:
 
     def _detail(self) -> dict[str, Any]:
         alive = [engine.uuid for engine in self._cluster.engines]
-        return {"uuid": self.uuid, "host": "memory", "pid": 0, "engines": alive, "exited": []}
+        return {"uuid": self.uuid, "host": "memory", "pid": 0, "engines": alive, "exited": self.exited}
 
     def _order(self, order: Record, raw: bytes) -> None:
         assert isinstance(order, Order)
@@ -229,10 +231,11 @@ class MemoryCluster:
         engine.loop.stop()
         engine.dialer.cut()
         engine.service.stop()
+        self.nanny.exited.append((engine.uuid, cause, "", restart))
         self.nanny.connection.send(Exited(engine.uuid, cause, "", restart))
         if restart:
             death = {"uuid": engine.uuid, "cause": cause, "output": ""}
-            self.start_engine(engine.service.id, death)
+            self.start_engine(engine.service.id if engine.service.id >= 0 else engine.wanted, death)
 
     def stop_controller(self) -> None:
         """The controller dies: all links break, all it knew is gone."""

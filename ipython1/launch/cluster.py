@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ from ipython1.kernel.error import LaunchError
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.processes import exit_words
 from ipython1.launch.local import environment, module_command
-from ipython1.launch.state import private_name
+from ipython1.launch.state import clean, private_name
 
 if TYPE_CHECKING:
     from ipython1.kernel.client import MultiEngineClient
@@ -72,7 +73,8 @@ class Cluster:
         self._options = ["start", "--cluster", self.cluster, "--timeout", f"{timeout:g}", *options]
         self._options += ["--restart" if restart else "--no-restart", "--die-with-parent", str(os.getpid())]
         self._options += [] if n is None else ["-n", str(n)]
-        self._options += ["--temporary", "--port", "0"] if cluster is None else []
+        self._temporary = cluster is None
+        self._options += ["--temporary", "--port", "0"] if self._temporary else []
         self._end: weakref.finalize | None = None
         self._client: MultiEngineClient | None = None
 
@@ -114,7 +116,8 @@ class Cluster:
                 )
             finally:
                 os.close(theirs)
-            self._end = weakref.finalize(self, _stop, process, os.getpid())
+            files = self._files if self._temporary else None
+            self._end = weakref.finalize(self, _stop, process, os.getpid(), files)
             try:
                 from ipython1.kernel.client import MultiEngineClient  # its imports take as long as the start
 
@@ -161,7 +164,7 @@ def _reason(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:
     return words.removesuffix(".") or exit_words(status)
 
 
-def _stop(process: subprocess.Popen[bytes], owner: int) -> None:
+def _stop(process: subprocess.Popen[bytes], owner: int, temporary: ClusterFiles | None) -> None:
     if os.getpid() != owner:  # a fork of the process whose cluster this is
         return
     process.send_signal(signal.SIGTERM)
@@ -170,3 +173,8 @@ def _stop(process: subprocess.Popen[bytes], owner: int) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.returncode < 0 and temporary is not None and temporary.folder.exists():
+        # It was killed, and could not do this. What it had started is just about to end.
+        deadline = time.monotonic() + GRACE
+        while not clean(temporary, everything=True) and time.monotonic() < deadline:
+            time.sleep(0.02)

@@ -152,6 +152,8 @@ class Supervisor:
         self._began = now()
         self._listens = False
         self._has_engines = False  # the launcher is started, and has not ended for good
+        self._why = ""  # the controller's reason for not starting
+        self._is_written = True  # the state file is up to date
         self._failed = 0
         self._shown: set[str] = set()
         self._budgets = {"controller": Budget(now), "engines": Budget(now)}
@@ -167,8 +169,10 @@ class Supervisor:
                     for number in signals.wait(self._fds(), INTERVAL):
                         self.signalled(number)
                     self.look()
-            except (LaunchError, OSError) as error:
+            except LaunchError as error:
                 self._end(1, str(error))
+            except OSError as error:
+                self._end(1, f"{error.filename or self._files.folder}: {error.strerror or error}.")
             finally:
                 with signals.impatient():
                     self.stop()
@@ -191,6 +195,8 @@ class Supervisor:
 
     def look(self) -> None:
         """React to what has happened since the last look."""
+        if not self._is_written:
+            self._write()
         for event in self._controller.events():
             self._heard(event)
         ended = self._controller.poll()
@@ -254,11 +260,13 @@ class Supervisor:
             self._failed += not event.get("replaced")
             self._show("an engine died before it was ready", event.get("output", ""))
             self._count()
+        elif what == "error":
+            self._why = event["text"]
         elif what == "shutdown":
             self._end(0)
 
     def _listening(self, event: dict[str, Any]) -> None:
-        first, self._listens = not self._listens, True
+        first, self._listens, self._why = not self._listens, True, ""
         self.state.host, self.state.port = event["host"], event["port"]
         self.state.dashboard = event.get("dashboard") or ""
         self._note_pids()
@@ -297,7 +305,9 @@ class Supervisor:
             self._script = self._start_script()
 
     def _controller_ended(self, how: str) -> None:
-        words = self._controller.last_words()
+        for event in self._controller.events():  # its last words
+            self._heard(event)
+        words = self._why or self._controller.last_words()
         if self._controller.ended_well:
             self._end(0)
         elif not self._listens:
@@ -341,8 +351,18 @@ class Supervisor:
         self._write()
 
     def _write(self) -> None:
-        if self._keeps_state:
+        if not self._keeps_state:
+            return
+        try:
             self.state.write(self._files)
+        except OSError as error:
+            if not self.is_ready:
+                raise
+            if self._is_written:  # the cluster goes on, and tries again
+                self._report.warn(f"{error.filename}: {error.strerror}. What it says of the cluster is old.")
+            self._is_written = False
+        else:
+            self._is_written = True
 
 
 def _on_terminal() -> bool:

@@ -104,6 +104,16 @@ class Status:
             self._call = self._clock.callLater(STATUS_RETRY, self._write)
 
 
+def complain(text: str, fd: int | None) -> None:
+    """Say why there is no controller: on stderr, and to the parent, for stderr may be on a full disk."""
+    try:
+        if fd is not None:
+            os.write(fd, json.dumps({"event": "error", "text": text}).encode() + b"\n")
+        print(f"ipcontroller: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
 def ports(files: ClusterFiles, asked: int | None) -> list[int]:
     """The ports to try, in order."""
     if asked is not None:
@@ -169,8 +179,7 @@ class ControllerProcess:
             listener = await self._listen(controller)
         except LaunchError as error:
             log.error("{error}", error=error)
-            print(f"ipcontroller: {error}", file=sys.stderr)
-            self._stop(1)
+            self._fail(str(error))
             return
         self._closers.append(listener.stop)
         event: dict[str, Any] = {"host": listener.host, "port": listener.port, "pid": os.getpid()}
@@ -217,7 +226,10 @@ class ControllerProcess:
 
     def failed(self, failure: Any) -> None:
         """`start` failed with what nobody foresaw."""
-        print(f"ipcontroller: {failure.getTraceback()}", file=sys.stderr)
+        self._fail(failure.getTraceback())
+
+    def _fail(self, text: str) -> None:
+        complain(text, self._options.status_fd)
         self._stop(1)
 
     def _stop(self, status: int) -> None:
@@ -284,18 +296,22 @@ def run(files: ClusterFiles, options: argparse.Namespace) -> int:
     try:
         files.create()
     except OSError as error:
-        print(f"ipcontroller: cannot make the folder {files.folder} ({error.strerror}).", file=sys.stderr)
+        complain(f"cannot make the folder {files.folder} ({error.strerror}).", options.status_fd)
         return 1
     lock = controller_lock(files)
     if not lock.acquire():
         text = f"cluster {files.cluster} has a controller already. Stop it, or use --cluster NAME."
-        print(f"ipcontroller: {text}", file=sys.stderr)
+        complain(text, options.status_fd)
         return 1
     from twisted.internet import reactor as global_reactor
     from twisted.internet.defer import ensureDeferred
 
     reactor: Any = global_reactor
-    start_log(files)
+    try:
+        start_log(files)
+    except OSError as error:
+        complain(f"cannot write the log file {error.filename} ({error.strerror}).", options.status_fd)
+        return 1
     say = (lambda text: None) if options.status_fd is not None else (lambda text: print(text, flush=True))
     process = ControllerProcess(reactor, files, options, Status(reactor, options.status_fd), say)
     reactor.addSystemEventTrigger("before", "shutdown", process.close)

@@ -89,7 +89,7 @@ def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
         log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         return _fail(f"cannot make the folder {log_dir} ({error.strerror}). Name another with --log-dir.", 1)
-    logging.basicConfig(format="%(asctime)s ipengine: %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
+    _log_to_stderr()
     zygote = Zygote(interrupted=lambda _number: nanny.quit())
     nanny = Nanny(
         zygote,
@@ -105,6 +105,16 @@ def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
     zygote.run(lambda: nanny.status is not None)
     zygote.close()
     return nanny.status or 0
+
+
+def _log_to_stderr() -> None:
+    # Not through the root logger: that belongs to the user code of the engines forked from here.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s ipengine: %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("ipython1")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _read_furl(files: ClusterFiles, furl_file: Path | None) -> str:

@@ -102,11 +102,17 @@ class Rig:
         """Its stderr so far."""
         return self.errors.read_text()
 
+    def next_controller(self, before: int = 0) -> int:
+        """Wait for a controller that is not `before` to be started; its pid."""
+        new: int = until(
+            lambda: self.state.controller not in (0, before) and self.state.controller, "a controller"
+        )
+        return new
+
     def agent(self) -> int:
-        """Pid of the nanny's agent."""
+        """Pid of the nanny's agent; 0 while there is none."""
         engines = {engine["pid"] for engine in self.client()._core.engines()}
-        [agent] = [p.pid for p in psutil.Process(self.state.nanny).children() if p.pid not in engines]
-        return agent
+        return next((p.pid for p in psutil.Process(self.state.nanny).children() if p.pid not in engines), 0)
 
     def look(self) -> None:
         """Take note of the processes there are: by parentage, and those of before whatever became of it."""
@@ -170,7 +176,9 @@ class Rig:
 @pytest.fixture
 def files(ipython1_dir: Path, request: pytest.FixtureRequest) -> ClusterFiles:
     """The files of a cluster with the name of the test."""
-    return ClusterFiles(re.sub(r"\W+", "-", request.node.name).strip("-")[:60], ipython1_dir)
+    name = re.sub(r"\W+", "-", request.node.name).strip("-")[:60]
+    # Where a proxy is to see everything, the name is too long for the path of a Unix socket.
+    return ClusterFiles(name + 60 * "x" * ("proxy" in request.fixturenames), ipython1_dir)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -10,8 +11,9 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from ipython1 import __version__
+from ipython1.kernel.engine import agent
 from ipython1.kernel.engine.agent import USAGE_INTERVAL, Agent
-from ipython1.kernel.engine.nanny import REMEMBERED
+from ipython1.kernel.engine.nanny import REMEMBERED, log_path
 from ipython1.kernel.error import NobodyListening
 from ipython1.kernel.interfaces import IDialer, ILinkSink
 from ipython1.kernel.wire.records import (
@@ -79,17 +81,18 @@ class House:
         self.controller = FakeController()
         self.told: list[dict[str, Any]] = []
         self.finished: list[bool] = []
+        self.facts: dict[str, Any] = {
+            "uuid": "n",
+            "host": "here",
+            "pid": 9,
+            "engines": {"a": os.getpid()},
+            "exited": [],
+            "folder": "/",
+        }
         self.agent = Agent(
             self.clock,
             self.controller,
-            {
-                "uuid": "n",
-                "host": "here",
-                "pid": 9,
-                "engines": {"a": os.getpid()},
-                "exited": [],
-                "folder": "/",
-            },
+            self.facts,
             self.told.append,
             lambda: self.finished.append(True),
             patience=10.0,
@@ -193,6 +196,27 @@ def test_what_was_told_arrives_before_the_end(house: House) -> None:
     assert house.controller.records == [Exited("a", "stopped on request", "", False)]
     house.settle(3 * USAGE_INTERVAL)
     assert len(house.controller.records) == 1
+
+
+def test_an_orphan_tells_that_the_engines_are_gone_and_ends(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(agent, "kill_group", killed.append)
+    house.facts["folder"] = str(tmp_path)
+    for name, text in (("a", "my last words\n"), ("b", "")):
+        log_path(tmp_path, name).write_text(text)
+    house.agent.heard({"engines": {"a": 1001, "b": 1002}})
+    house.agent.orphaned()
+    house.settle()
+    cause = "ended with its nanny (pid 9)"
+    assert house.controller.records == [
+        Exited("a", cause, "my last words", False),
+        Exited("b", cause, "", False),
+    ]
+    assert killed == [1001, 1002]
+    assert list(tmp_path.iterdir()) == [log_path(tmp_path, "a")]
+    assert house.finished == [True]
 
 
 def test_quit_without_a_controller() -> None:

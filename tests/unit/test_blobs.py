@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 
 from ipython1.kernel.interfaces import IBlobStore
 from ipython1.kernel.wire import blobs as blobs_module
-from ipython1.kernel.wire.blobs import ACTIVE, WINDOW, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.blobs import ACTIVE, LOST, WINDOW, ChunkStore, gather_parts, split_parts
 from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Record
 
 
@@ -137,10 +137,50 @@ def test_many_middling_parts_do_not_make_a_huge_record() -> None:
 
 def test_parts_are_gathered_in_their_order() -> None:
     ends, got = Ends(), []
-    gather_parts(ends.receiver, (b"x", BlobRef("b", 3), b"y", BlobRef("c", 2)), got.append)
+    gather_parts(ends.receiver, (b"x", BlobRef("b", 3), b"y", BlobRef("c", 2)), got.append, got.append)
     ends.receiver.chunk_received(Chunk("c", 0, b"cc"))
     assert not got
     ends.receiver.chunk_received(Chunk("b", 0, b"bbb"))
     assert [[bytes(part) for part in parts] for parts in got] == [[b"x", b"bbb", b"y", b"cc"]]
-    gather_parts(ends.receiver, (b"x",), got.append)
+    gather_parts(ends.receiver, (b"x",), got.append, got.append)
     assert got[1] == [b"x"]
+
+
+def test_a_blob_without_bytes_is_there_at_once() -> None:
+    ends, got = Ends(), []
+    ends.receiver.expect("b", 0).addCallback(got.append)
+    assert got == [bytearray()]
+    assert not ends.receiver._incoming
+
+
+def test_parts_that_cannot_be_had_are_told_once_and_the_rest_is_dropped() -> None:
+    ends, got, errors = Ends(), [], []
+    parts = (BlobRef("a", 3), BlobRef("b", 3), BlobRef("c", 3))
+    gather_parts(ends.receiver, parts, got.append, errors.append)
+    ends.receiver.chunk_received(Chunk("b", LOST, b""))
+    ends.receiver.chunk_received(Chunk("a", LOST, b""))
+    ends.receiver.chunk_received(Chunk("c", 0, b"ccc"))
+    gather_parts(ends.receiver, (BlobRef("d", 3), BlobRef("e", 2**62)), got.append, errors.append)
+    gather_parts(ends.receiver, (BlobRef("f", 2**64), BlobRef("g", 3)), got.append, errors.append)
+    assert not got
+    assert [type(error) for error in errors] == [ConnectionError, MemoryError, MemoryError]
+    assert not ends.receiver._incoming
+
+
+def test_what_was_released_does_not_wait_to_be_sent() -> None:
+    ends = Ends()
+    for i in range(ACTIVE + 3):
+        ends.sender.offer(f"b{i}", memoryview(content(10)))
+    for i in range(ACTIVE + 3):
+        ends.sender.release(f"b{i}")
+    assert not ends.sender._waiting
+
+
+def test_a_receiver_can_ask_for_all_that_it_lacks() -> None:
+    ends = Ends()
+    for blob, size in (("a", 3), ("b", 4)):
+        ends.receiver.expect(blob, size)
+    ends.receiver.chunk_received(Chunk("b", 0, b"bb"))
+    ends.to_sender.clear()
+    ends.receiver.ask_for_all()
+    assert ends.to_sender == [Grant("a", 0), Grant("b", 2)]

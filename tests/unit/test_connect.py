@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ipython1.kernel.client import connect
 from ipython1.kernel.client.connect import find_furl
 from ipython1.kernel.error import BadFURL, NoFURLFile
 from ipython1.kernel.files import ClusterFiles, write_private
@@ -189,3 +190,9 @@ def test_other_clusters_files_may_be_broken(root: Path) -> None:
 def test_an_impossible_name(root: Path) -> None:
     with pytest.raises(ValueError, match="name of a cluster"):
         find_furl(cluster="../etc")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "x", float("nan")])
+def test_the_timeout_is_checked_first(timeout):
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+        connect._open(None, "default", timeout)

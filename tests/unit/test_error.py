@@ -46,7 +46,7 @@ def test_composite_error_lists_four_and_counts_the_rest() -> None:
     ]
     assert whole.engines == list(range(64))
     assert whole.results == {70: "good"}
-    assert whole._render_traceback_()[0] == f"CompositeError: {str(whole).splitlines()[0]}"
+    assert whole._render_traceback_() == [f"CompositeError: {whole}"]
 
 
 def test_tracebacks_can_be_printed_all_or_one() -> None:
@@ -83,3 +83,15 @@ def test_a_pickle_that_cannot_be_loaded_becomes_a_remote_error() -> None:
     rebuilt = broken.exception()
     assert isinstance(rebuilt, RemoteError)
     assert (str(rebuilt), rebuilt.ename, rebuilt.engine) == ("Odd: text", "Odd", 2)  # type: ignore[attr-defined]
+
+
+def test_a_failure_is_one_line_of_a_composite_error() -> None:
+    long = [
+        RemoteFailure("ValueError", "one\ntwo", engine=0, method="apply"),
+        RemoteFailure("ValueError", "x" * 100_000, engine=1, method="apply"),
+        RemoteFailure("EngineDied", "Engine 2 died: exit status 3.\nlast words", engine=2, method="apply"),
+    ]
+    lines = str(CompositeError("apply", long)).splitlines()
+    assert lines[1] == "[0:apply]: ValueError: one …"
+    assert len(lines[2]) < 1100
+    assert lines[3:] == ["[2:apply]: EngineDied: Engine 2 died: exit status 3.", "last words"]

@@ -124,3 +124,30 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_private(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_again_is_only_dated_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a controller comes back on a full disk."""
+    path = tmp_path / "secret"
+    write_private(path, "text")
+    inode = path.stat().st_ino
+    os.utime(path, (1, 1))
+    write_private(path, "text")
+    assert path.stat().st_ino == inode
+    assert path.stat().st_mtime > 1
+    path.chmod(0o644)
+    write_private(path, "text")
+    assert mode(path) == 0o600
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    write_private(link, "text")
+    assert not link.is_symlink()
+
+
+def test_a_failed_write_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    with pytest.raises(OSError, match=str(path)) as caught:
+        write_private(path, "text")
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -345,6 +346,37 @@ def test_a_controller_that_cannot_start(files: ClusterFiles) -> None:
     house.supervisor.look()
     assert house.supervisor.outcome == 1
     assert house.report.warnings == ["The controller did not start: port 5 is in use."]
+
+
+def test_the_controllers_reason_is_heard_where_its_stderr_is_on_a_full_disk(files: ClusterFiles) -> None:
+    house = House(files)
+    house.controller.ended = "exit status 1"
+    events = iter([[], [{"event": "error", "text": "No space."}]])  # said between the looks
+    house.controller.events = lambda: next(events)  # type: ignore[method-assign]
+    house.supervisor.look()
+    assert house.supervisor.outcome == 1
+    assert house.report.warnings == ["No space."]
+
+
+def test_a_full_disk_does_not_end_a_cluster_that_runs(
+    files: ClusterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(files)
+    house.up()
+    with monkeypatch.context() as patch:
+
+        def full(_state: State, _files: ClusterFiles) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+        patch.setattr(State, "write", full)
+        house.hear("engines", ids=[0])
+        house.hear("engines", ids=[1])
+        assert house.supervisor.outcome is None
+        [warning] = house.report.warnings
+        assert warning.startswith("there: No space left on device.")
+    assert State.read(files).engines == [0, 1]
+    house.supervisor.look()
+    assert State.read(files).engines == [1]
 
 
 def test_a_dead_controller_is_started_again_on_its_port(files: ClusterFiles) -> None:

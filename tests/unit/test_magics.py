@@ -321,3 +321,19 @@ def test_outside_ipython(mec: MultiEngineClient, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(magics, "get_ipython", lambda: None)
     with pytest.raises(RuntimeError, match="ipython or a notebook"):
         mec.activate()
+
+
+def test_outputs_grouped_by_type(shell: Any, px: magics.ParallelMagics, capsys: Any) -> None:
+    run(shell, "%%px --targets 0,1 --group-outputs=type\nprint(engine_id)\nengine_id * 2")
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("[")] == [
+        "[stdout:0] 0",
+        "[stdout:1] 1",
+        "[0] Out[1]: 0",
+        "[1] Out[1]: 2",
+    ]
+
+
+def test_outputs_cannot_be_grouped_by_anything(shell: Any, px: magics.ParallelMagics) -> None:
+    with pytest.raises(UsageError, match="invalid choice: 'colour'"):
+        shell.run_cell_magic("px", "--group-outputs=colour", "1")

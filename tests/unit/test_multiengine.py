@@ -861,3 +861,51 @@ def test_two_clients_do_not_disturb_each_other(cluster: MemoryCluster) -> None:
     failing = one.execute("1/0", block=False)
     assert [len(result) for result in two.execute("1")] == [4, 4, 4]
     assert failing.exception() is not None
+
+
+def test_get_result_of_no_command(mec: MultiEngineClient) -> None:
+    mec.execute("1")
+    with pytest.raises(
+        CompositeError, match="No result of command 7 is known to this engine; its last one"
+    ) as caught:
+        mec.get_result(7)
+    with pytest.raises(UnknownResult):
+        caught.value.raise_exception()
+
+
+def test_views_know_their_ids(mec: MultiEngineClient) -> None:
+    assert mec.get_ids() == [0, 1, 2]
+    assert mec[1:].get_ids() == [1, 2]
+
+
+@pytest.mark.parametrize("n", [-1, "x", 1.5, True])
+def test_numbers_of_engines_are_checked(mec: MultiEngineClient, n: Any) -> None:
+    for call in (mec.scale, mec.wait_for_engines):
+        with pytest.raises(ValueError, match="a number of engines is 0 or more, not"):
+            call(n)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "x"])
+def test_timeouts_are_checked(mec: MultiEngineClient, timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+        mec.execute("1", timeout=timeout)
+
+
+def test_names_are_checked(mec: MultiEngineClient) -> None:
+    for call in (mec.pull, mec.zip_pull, mec.pull_function):
+        with pytest.raises(TypeError, match="a name is a str, several are a sequence of them, not 3"):
+            call(3)
+    with pytest.raises(TypeError, match="the key of a property is a str, not 3"):
+        mec.set_properties({3: 3})
+
+
+def test_remote_needs_parentheses(mec: MultiEngineClient) -> None:
+    with pytest.raises(TypeError, match=r"with parentheses: @mec.remote\(\)"):
+        mec.remote(abs)  # type: ignore[arg-type]
+
+
+def test_what_holds_a_function_says_which(mec: MultiEngineClient) -> None:
+    assert repr(mec.mapper("r")) == "<Mapper dist='r' targets='all'>"
+    assert repr(mec.parallel()(abs)) == "<ParallelFunction abs>"
+    assert repr(mec[0].remote()(abs)) == "<RemoteFunction abs>"
+    assert repr(mec[0].executor()) == "<EngineExecutor targets=0: 0 outstanding>"

@@ -21,7 +21,6 @@ STEPS = st.lists(
         st.just("put"),
         st.just("done"),
         st.just("open"),
-        st.just("close"),
         st.just("drain"),
         st.tuples(st.just("cancel"), st.integers(0, 4)),
     ),
@@ -48,9 +47,6 @@ def test_every_command_is_handed_over_once_in_order_or_given_back(steps: list) -
         elif step == "open":
             open_ = True
             queue.open(sent.append)
-        elif step == "close":
-            open_ = False
-            queue.close()
         elif step == "drain":
             assert [gone.id for gone in queue.drain()] == handed + waiting
             handed, waiting, open_ = [], [], False
@@ -93,3 +89,31 @@ def test_adopted_commands_are_running_and_not_sent() -> None:
     assert not queue.done("a-7")
     assert queue.done("a-1")
     assert queue.running.id == "a-2"
+
+
+def test_commands_are_found_by_their_ids() -> None:
+    queue = EngineQueue(lambda: 1.0)
+    queue.open(lambda raw: None)
+    ids = [f"a-{i}" for i in range(HAND + 3)]
+    for id in ids:
+        queue.put(command(id))
+    assert "a-0" in queue
+    assert "a-99" not in queue
+    assert queue.handed(("a-1", f"a-{HAND}", "a-99")) == ["a-1"]
+    assert queue.handed(()) == ids[:HAND]
+    assert [gone.id for gone in queue.take(("a-1", f"a-{HAND}", "a-99"), raise_)] == [f"a-{HAND}"]
+    assert [gone.id for gone in queue.take((), raise_)] == ids[HAND + 1 :]
+    assert len(queue) == HAND
+
+
+def raise_(id: str) -> bytes:
+    raise AssertionError(id)
+
+
+def test_only_the_engine_knows_whether_a_command_sent_again_has_run() -> None:
+    queue, sent = EngineQueue(lambda: 1.0), []
+    queue.put(Command("a-1", "execute", "x", b"raw a-1", again=True))
+    queue.put(command("a-2"))
+    assert [gone.id for gone in queue.take((), lambda id: f"cancel {id}".encode())] == ["a-2"]
+    queue.open(sent.append)
+    assert sent == [b"raw a-1", b"cancel a-1"]

@@ -182,3 +182,10 @@ def test_an_update_stands_in_the_place_of_what_it_updates():
     result = command("work()", outputs=outputs)
     assert result["outputs"] == [shown("90 %", display_id="bar"), shown("other")]
     assert display_data(msgpack.packb(outputs[0])) == outputs[0]
+
+
+def test_a_single_result_has_its_figure_too():
+    plain_one = Result(input={"raw": "1"}, number=1, id=0, result={"text/plain": "1"})
+    assert plain_one._repr_mimebundle_() == {"text/plain": repr(plain_one)}
+    figure = Result(input={"raw": "f"}, number=2, id=0, result={"text/plain": "<fig>", "image/png": b"PNG"})
+    assert "data:image/png;base64,UE5H" in figure._repr_mimebundle_()["text/html"]

@@ -434,3 +434,12 @@ def test_an_interrupt_ends_a_shell_command_and_what_it_started(engine, tmp_path)
     assert decode_failure(parts[0], 0, "execute").ename == "KeyboardInterrupt"
     with contextlib.suppress(psutil.NoSuchProcess):
         assert psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_reset_magic_leaves_the_engine_id(engine):
+    shell = engine.shell
+    shell.engine_id = 3
+    shell.run_code("a = 1")
+    shell.run_code("%reset -f")
+    assert shell.user_ns["engine_id"] == 3
+    assert shell.user_names() == []

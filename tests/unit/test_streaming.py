@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ipython1.kernel.client import streaming
-from ipython1.kernel.client.streaming import OutputPrinter
+from ipython1.kernel.client.arrivals import Output
+from ipython1.kernel.client.streaming import OutputPrinter, grouped
 
 
 class FakeShell:
@@ -59,3 +60,23 @@ def test_plain_text_is_printed_even_in_ipython(capsys, shell):
     OutputPrinter().display("[0] Out[1]:", {"data": {"text/plain": "15"}, "metadata": {}})
     assert capsys.readouterr().out == "[0] Out[1]: 15\n"
     assert shell.published == []
+
+
+@pytest.mark.parametrize(
+    ("group", "texts"),
+    [
+        ("engine", ["1a1b", "1e", "1c", "0a", "0e"]),
+        ("type", ["1a1b", "1c", "0a", "1e", "0e"]),
+        ("order", ["1a1b", "0a", "1e", "0e", "1c"]),
+    ],
+)
+def test_outputs_are_grouped(group, texts):
+    came = [
+        Output(0, "stdout", "0a"),
+        Output(1, "stdout", "1a"),
+        Output(1, "stdout", "1b"),
+        Output(1, "stderr", "1e"),
+        Output(0, "stderr", "0e"),
+        Output(1, "stdout", "1c"),
+    ]
+    assert [output.text for output in grouped(came, (1, 0), group)] == texts

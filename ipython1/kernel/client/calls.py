@@ -228,7 +228,7 @@ def _checked_block(block: bool) -> bool:
 def _checked_timeout(timeout: float | None) -> float:
     if timeout is None:
         return 0.0
-    seconds = float(timeout)
+    seconds = float(timeout) if isinstance(timeout, (int, float)) else 0.0
     if not 0 < seconds < math.inf:
         raise ValueError(
             f"timeout must be a number of seconds above 0, or None for no limit, not {timeout!r}."

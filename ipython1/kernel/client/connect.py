@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -146,6 +147,8 @@ def _open(furl: FURLSpec, cluster: str, timeout: float, kind: str = "multiengine
     from ipython1.kernel.client.core import ClientCore
     from ipython1.kernel.wire.links import FoolscapDialer
 
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
     found = find_furl(furl, kind=kind, cluster=cluster)
     bridge = get_bridge()
     core = ClientCore(bridge.reactor, bridge, FoolscapDialer(found, connect_timeout=timeout), kind)

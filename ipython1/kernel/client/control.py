@@ -158,6 +158,7 @@ class EngineControl(Calls):
         """
         if not isinstance(properties, Mapping):
             raise TypeError(f"set_properties takes a dict, not {type(properties).__name__}.")
+        _keys(properties)
         parts = objects.dumps(dict(properties), "the properties")
         return self._command("set_properties", "set_properties", {}, parts, targets=targets, block=block)
 

@@ -9,14 +9,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipython1.kernel.client.bridge import IBridge
 from ipython1.kernel.client.pending import PendingResult
-from ipython1.kernel.error import ClientClosed, ConnectionFailed, IPython1Error, SerializationError
+from ipython1.kernel.error import (
+    ClientClosed,
+    ConnectionFailed,
+    EngineDied,
+    IPython1Error,
+    RemoteFailure,
+    SerializationError,
+)
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts, split_parts
 from ipython1.kernel.wire.connection import Connection
@@ -38,6 +46,7 @@ from ipython1.kernel.wire.records import (
     Submit,
     Targets,
     decode_failure,
+    encode_failure,
     pack,
     unpack,
     unpack_map,
@@ -50,6 +59,10 @@ CONTROLLER_GRACE = 60.0
 #: Results may be told as received together: after so many seconds, or so many of them.
 FORGET_DELAY = 0.1
 FORGET_COUNT = 200
+#: Of these records, the last ones: they may be lost with a controller.
+FORGETS_KEPT = 50
+#: Questions that are orders: not asked again of a new controller, which may obey a second time.
+ORDERS = frozenset({"signal", "restart", "kill"})
 
 
 @dataclass(slots=True)
@@ -63,14 +76,36 @@ class _Outstanding:
     blobs: dict[str, memoryview] = field(default_factory=dict)
     #: Events delivered, by engine.
     events: dict[int, int] = field(default_factory=dict)
-    #: Records per engine that wait for their blobs, oldest first.
-    arriving: dict[int, list[_Arrival]] = field(default_factory=dict)
+    #: Records per engine that wait for their blobs, by number: of an event its
+    #: index, of the result the next one.
+    arriving: dict[int, dict[int, _Arrival]] = field(default_factory=dict)
+    #: The user's word to end it.
+    end: Cancel | Interrupt | None = None
+    #: The engine table as it was when this went out; None: it has not gone out yet.
+    engines: tuple[dict[str, Any], ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Arrival:
     record: Event | Result
     parts: list[Buffer] | None = None
+
+    def lost(self, error: Exception) -> None:
+        """Its parts cannot be had: what stands in its place."""
+        record = self.record
+        if isinstance(record, Event):
+            self.record = replace(
+                record, kind="stderr", text=f"\n(Some output is missing: {error}.)\n", parts=()
+            )
+            self.parts = []
+            return
+        if isinstance(error, MemoryError):
+            failure = RemoteFailure("MemoryError", f"the result cannot be received: {error}")
+        else:
+            facts: dict[str, Any] = {"engine": record.engine, "cause": str(error), "output": ""}
+            failure = RemoteFailure("EngineDied", str(EngineDied(**facts)), facts=facts)
+        self.record = replace(record, status="error", parts=())
+        self.parts = [encode_failure(failure)]
 
 
 class ClientCore:
@@ -103,6 +138,7 @@ class ClientCore:
         self._outstanding: dict[str, _Outstanding] = {}
         self._questions: dict[str, tuple[Ask, Future[Any]]] = {}
         self._forgets: dict[Targets, list[str]] = {}
+        self._forgets_sent: deque[Forget] = deque(maxlen=FORGETS_KEPT)
         self._forget_call: Any = None
         self._error: Exception | None = None  # why users can send nothing any more
         self._ended = False  # nothing is sent any more, not even what came before the close
@@ -120,7 +156,7 @@ class ClientCore:
         )
         self._blobs = ChunkStore(self._connection.send)
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
-            Result: self._result,
+            Result: self._arrived,
             Event: self._arrived,
             Engines: self._table,
             Answer: self._answer,
@@ -224,9 +260,9 @@ class ClientCore:
         """Take a command out of the queues; where it runs, interrupt it if asked to."""
         id, targets = pending.command_id, tuple(pending.targets)
         if interrupt:
-            self.interrupt(targets, id)
+            self._bridge.submit(self._send_end, Interrupt(targets, id))
         else:
-            self._bridge.submit(self._connection.send, Cancel((id,), targets, reason))
+            self._bridge.submit(self._send_end, Cancel((id,), targets, reason))
 
     def interrupt(self, targets: Targets, id: str = "") -> None:
         """KeyboardInterrupt in what runs on `targets`, or only in command `id`."""
@@ -251,21 +287,36 @@ class ClientCore:
             self._fail(out, self._error or ClientClosed())
             return
         self._outstanding[out.pending.command_id] = out
-        self._send_again(out)
+        if self._connection.linked:
+            out.engines = self._engines
+        for submit in out.submits:
+            self._connection.send(submit)
+        self._send_rest(out)
 
     def _send_again(self, out: _Outstanding) -> None:
-        """Send what is unresolved: everything at first, the rest after a controller forgot us."""
+        """A controller does not know us: send what is unresolved, and who has it."""
+        uuids = {engine["id"]: engine["uuid"] for engine in out.engines or ()}
         for submit in out.submits:
             targets = tuple(target for target in submit.targets if target in out.left)
-            if targets == submit.targets:
-                self._connection.send(submit)
-            elif targets:
-                fields = (submit.op, submit.label, submit.stop, submit.timeout, submit.args, submit.parts)
-                self._connection.send(Submit(submit.id, targets, *fields))
+            if targets:
+                again = () if out.engines is None else tuple(uuids.get(target, "") for target in targets)
+                self._connection.send(replace(submit, targets=targets, again=again))
+        self._send_rest(out)
+        if out.end is not None:
+            self._connection.send(out.end)
+
+    def _send_rest(self, out: _Outstanding) -> None:
         if out.fetched is not None:
             self._connection.send(Fetch(out.fetched.id, tuple(out.left)))
         for blob, data in out.blobs.items():
             self._blobs.offer(blob, data)
+
+    def _send_end(self, record: Cancel | Interrupt) -> None:
+        id = record.id if isinstance(record, Interrupt) else record.ids[0]
+        out = self._outstanding.get(id)
+        if out is not None:
+            out.end = record
+        self._connection.send(record)
 
     def _send_ask(self, ask: Ask, future: Future[Any]) -> None:
         if self._ended:
@@ -298,8 +349,19 @@ class ClientCore:
             self._failures_before = 0
             for out in list(self._outstanding.values()):
                 self._send_again(out)
-            for ask, _ in list(self._questions.values()):
-                self._connection.send(ask)
+            for forget in self._forgets_sent:
+                self._connection.send(forget)
+            for ask, future in list(self._questions.values()):
+                if ask.what in ORDERS:
+                    del self._questions[ask.id]
+                    reason = f"it was restarted before it answered {ask.what!r}"
+                    future.set_exception(ConnectionFailed(address=self.address, reason=reason))
+                else:
+                    self._connection.send(ask)
+        for out in self._outstanding.values():
+            if out.engines is None:
+                out.engines = self._engines
+        self._blobs.ask_for_all()
 
     def _lost(self, reason: Exception) -> None:
         self._error = reason if isinstance(reason, IPython1Error) else ConnectionFailed(str(reason))
@@ -363,12 +425,6 @@ class ClientCore:
         else:
             future.set_exception(decode_failure(answer.body, -1, ask.what).exception())
 
-    def _result(self, result: Result) -> None:
-        out = self._outstanding.get(result.id)
-        if result.status == "unknown" and (out is None or out.fetched is None):
-            return
-        self._arrived(result)
-
     def _arrived(self, record: Event | Result) -> None:
         """Take a record, or hold it until its blobs and those before it are here."""
         out = self._outstanding.get(record.id)
@@ -377,27 +433,44 @@ class ClientCore:
             if isinstance(record, Result):
                 self._plan_forget(record)
             return
-        queue = out.arriving.setdefault(record.engine, [])
-        for earlier in queue:
-            if earlier.record == record:  # a replay of what is on its way here
-                for part in record.parts:
-                    if isinstance(part, BlobRef):
-                        self._blobs.ask_again(part.blob)
+        waiting = out.arriving.setdefault(record.engine, {})
+        if isinstance(record, Event):
+            number, known = record.index, out.events.get(record.engine, 0)
+            if not known <= number <= known + len(waiting):  # seen, or after a gap: a replay follows
+                self._refuse_blobs(record)
                 return
-        arrival = _Arrival(record)
-        queue.append(arrival)
-        gather_parts(self._blobs, record.parts, lambda parts: self._complete(out, arrival, parts))
+        else:
+            number = record.events
+        if number in waiting and waiting[number].record == record:  # a replay of what is on its way here
+            for part in record.parts:
+                if isinstance(part, BlobRef):
+                    self._blobs.ask_again(part.blob)
+            return
+        if any(later >= number for later in waiting):  # the engine died, with what was on its way
+            self._refuse_all(waiting)
+        arrival = waiting[number] = _Arrival(record)
 
-    def _complete(self, out: _Outstanding, arrival: _Arrival, parts: list[Buffer]) -> None:
-        arrival.parts = parts
-        queue = out.arriving[arrival.record.engine]
-        while queue and queue[0].parts is not None:
-            first = queue.pop(0)
-            assert first.parts is not None
+        def complete(parts: list[Buffer]) -> None:
+            arrival.parts = parts
+            self._complete(out, waiting)
+
+        def failed(error: Exception) -> None:
+            arrival.lost(error)
+            self._complete(out, waiting)
+
+        gather_parts(self._blobs, record.parts, complete, failed)
+
+    def _complete(self, out: _Outstanding, waiting: dict[int, _Arrival]) -> None:
+        """Deliver what is whole, up to the first that is not."""
+        while waiting:
+            number, first = next(iter(waiting.items()))
+            if first.parts is None:
+                return
+            del waiting[number]
             if isinstance(first.record, Result):
                 self._deliver(out, first.record, first.parts)
-            elif first.record.index == out.events.get(first.record.engine, 0):
-                out.events[first.record.engine] = first.record.index + 1
+            else:
+                out.events[first.record.engine] = number + 1
                 out.pending.deliver_event(first.record, first.parts)
 
     def _deliver(self, out: _Outstanding, result: Result, parts: list[Buffer]) -> None:
@@ -419,9 +492,13 @@ class ClientCore:
         if out is not None:
             for blob in out.blobs:
                 self._blobs.release(blob)
-            for queue in out.arriving.values():
-                for arrival in queue:
-                    self._refuse_blobs(arrival.record)
+            for waiting in out.arriving.values():
+                self._refuse_all(waiting)
+
+    def _refuse_all(self, waiting: dict[int, _Arrival]) -> None:
+        for arrival in waiting.values():
+            self._refuse_blobs(arrival.record)
+        waiting.clear()
 
     def _refuse_blobs(self, record: Event | Result) -> None:
         for part in record.parts:
@@ -447,4 +524,6 @@ class ClientCore:
         self._forget_call = None
         forgets, self._forgets = self._forgets, {}
         for targets, ids in forgets.items():
-            self._connection.send(Forget(tuple(ids), targets))
+            forget = Forget(tuple(ids), targets)
+            self._forgets_sent.append(forget)
+            self._connection.send(forget)

@@ -52,6 +52,10 @@ class EngineExecutor(concurrent.futures.Executor):
         self._open: set[Future[Any]] = set()
         self._shut_down = False
 
+    def __repr__(self) -> str:
+        state = "shut down" if self._shut_down else f"{len(self._open)} outstanding"
+        return f"<{type(self).__name__} targets={self._view.targets!r}: {state}>"
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call ``fn(*args, **kwargs)`` on one of the engines.
 

@@ -138,6 +138,8 @@ class FunctionCalls(Calls):
         >>> where()
         [4243, 4244]
         """
+        if callable(targets):
+            raise TypeError("a decorator is written with parentheses: @mec.remote()")
         return lambda function: RemoteFunction(self, function, targets, block)
 
 
@@ -176,6 +178,10 @@ class Mapper:
         self.targets = targets
         self.block = block
 
+    def __repr__(self) -> str:
+        targets = self.view.targets if self.targets is None else self.targets
+        return f"<{type(self).__name__} dist={self.dist!r} targets={targets!r}>"
+
     def map(self, f: Callable[..., Any], *sequences: Iterable[Any]) -> Any:
         """Like builtin `map`, on the engines."""
         return self.view.map(f, *sequences, dist=self.dist, targets=self.targets, block=self.block)
@@ -188,6 +194,9 @@ class ParallelFunction:
         functools.update_wrapper(self, function)
         self.mapper = mapper
         self.function = function
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {_callable_name(self.function)}>"
 
     def __call__(self, *sequences: Iterable[Any]) -> Any:
         """The function of each item, on the engines."""
@@ -209,6 +218,9 @@ class RemoteFunction:
         self.function = function
         self.targets = targets
         self.block = block
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {_callable_name(self.function)}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function on every target; a list of what it returns."""

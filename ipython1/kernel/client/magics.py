@@ -14,6 +14,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.magic import no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
+from ipython1.kernel.client import streaming
 from ipython1.kernel.client.calls import wait_for
 from ipython1.kernel.client.multiengine import MultiEngineClient
 from ipython1.kernel.error import ClientClosed
@@ -141,6 +142,12 @@ class ParallelMagics:
     @argument("--out", "-o", metavar="NAME", help="keep the PendingResult in this variable")
     @argument("--silent", action="store_true", help="without a number, and without a result value")
     @argument(
+        "--group-outputs",
+        choices=streaming.GROUPINGS,
+        help="show the output when all has come: all of one engine together, all of one type, "
+        "or the first output of each, then the second",
+    )
+    @argument(
         "--progress-after",
         type=float,
         default=PROGRESS_AFTER,
@@ -174,6 +181,7 @@ class ParallelMagics:
             out=options.out,
             local=options.local,
             progress_after=options.progress_after,
+            group=options.group_outputs,
         )
 
     def autopx(self, line: str) -> None:
@@ -227,6 +235,7 @@ class ParallelMagics:
         out: str | None = None,
         local: bool = False,
         progress_after: float = PROGRESS_AFTER,
+        group: str | None = None,
     ) -> PendingResult | None:
         view = self._active()
         pending: PendingResult = view.execute(code, targets, False, silent=silent, timeout=timeout)
@@ -236,7 +245,7 @@ class ParallelMagics:
             _run_locally(self.shell, code)
         if not (view.block if block is None else block):
             return pending
-        wait_for(view._core, pending, lambda: pending.stream(progress_after))
+        wait_for(view._core, pending, lambda: pending.stream(progress_after, group))
         return None
 
     def _active(self) -> TargetView:

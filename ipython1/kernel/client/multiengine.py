@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ipython1.kernel.client.benchmark import Benchmark, run_benchmark
 from ipython1.kernel.client.calls import Calls
@@ -116,10 +117,6 @@ class MultiEngineClient(TargetView):
 
     # -- engines -------------------------------------------------------------------
 
-    def get_ids(self) -> list[int]:
-        """The ids of the engines there are, sorted."""
-        return self._all_ids()
-
     def _own_ids(self) -> list[int]:
         return self._all_ids()
 
@@ -139,6 +136,7 @@ class MultiEngineClient(TargetView):
         TimeoutError
             There are fewer after `timeout`.
         """
+        n = _count(n)
         if len(self._all_ids()) >= n:
             return
         with _progress_bar(n) as show:
@@ -166,7 +164,7 @@ class MultiEngineClient(TargetView):
         The engines with the highest ids go first.
         """
         self._core.check_usable()
-        future = self._core.ask("scale", n=int(n))
+        future = self._core.ask("scale", n=_count(n))
         self._core.wait(future, None)
         future.result()
 
@@ -268,6 +266,12 @@ class MultiEngineClient(TargetView):
     def benchmark_report(self) -> str:
         """What `benchmark` measures, as text."""
         return str(self.benchmark())
+
+
+def _count(n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, SupportsIndex) or operator.index(n) < 0:
+        raise ValueError(f"a number of engines is 0 or more, not {n!r}.")
+    return operator.index(n)
 
 
 def _as_results(values: list[Any]) -> list[Any]:

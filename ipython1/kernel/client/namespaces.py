@@ -231,6 +231,8 @@ def _name(key: Any) -> str:
 
 
 def _names(keys: str | Iterable[str]) -> list[str]:
+    if not isinstance(keys, Iterable):
+        raise TypeError(f"a name is a str, several are a sequence of them, not {keys!r}.")
     return [_name(key) for key in ([keys] if isinstance(keys, str) else keys)]
 
 

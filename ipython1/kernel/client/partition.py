@@ -190,7 +190,7 @@ def _sliceable(seq: Any) -> Any:
         if isinstance(seq, range) or not hasattr(seq, "__getitem__") or not hasattr(seq, "__len__"):
             return list(seq)
     except TypeError:
-        raise TypeError(f"a {type(seq).__name__} cannot be cut into parts: give a sequence") from None
+        raise TypeError(f"{type(seq).__name__} objects cannot be cut into parts: give a sequence") from None
     try:
         seq[0:0]
     except (TypeError, LookupError):  # a deque has items, but no slices

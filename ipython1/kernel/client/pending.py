@@ -219,7 +219,7 @@ class PendingResult(concurrent.futures.Future[Any]):
     def _make_error(self, failures: list[RemoteFailure], good: dict[int, Any]) -> Exception:
         """The error of this result, where engines failed."""
         if len(failures) == len(self.targets) and all(
-            failure.ename == "UnknownResult" for failure in failures
+            failure.ename == "UnknownResult" and failure.facts.get("id") == self.id for failure in failures
         ):
             return UnknownResult(id=self.id)
         return CompositeError(self.method, failures, good)
@@ -394,15 +394,18 @@ class PendingResult(concurrent.futures.Future[Any]):
             elif over:
                 return
 
-    def stream(self, progress_after: float | None = None) -> None:
+    def stream(self, progress_after: float | None = None, group: str | None = None) -> None:
         """Print what engines give out as it comes, labelled ``[stdout:2]``, until the result is there.
 
         Parameters
         ----------
         progress_after : float, optional
             Seconds after which a progress bar shows; none does without it.
+        group : {'engine', 'type', 'order'}, optional
+            Print nothing before the end, and then all of one engine together,
+            all of one type, or the first output of each engine, then the second.
         """
-        streaming.stream(self, progress_after)
+        streaming.stream(self, progress_after, group)
 
     def wait_interactive(self) -> None:
         """Show a progress bar, in a terminal or notebook, until the result is there."""

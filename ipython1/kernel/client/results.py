@@ -50,6 +50,10 @@ class Result(dict[str, Any]):
     def _repr_html_(self) -> str | None:
         return _html_of(self) if _has_figures(self) else None
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        markup = self._repr_html_()
+        return {"text/plain": repr(self)} | ({} if markup is None else {"text/html": markup})
+
 
 def make_result(
     engine: int,

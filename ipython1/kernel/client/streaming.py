@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ipython1.kernel.client.results import Result
 
 if TYPE_CHECKING:
+    from ipython1.kernel.client.arrivals import Output
     from ipython1.kernel.client.pending import PendingResult
 
 #: Seconds between two looks at a progress bar.
 REDRAW = 0.2
+#: How `stream` can group outputs.
+GROUPINGS = ("engine", "order", "type")
+#: Kinds of output, in the order in which grouping by type shows them.
+_KINDS = ("stdout", "stderr", "display", "end")
 
 
 class OutputPrinter:
@@ -67,7 +72,7 @@ class OutputPrinter:
             file.flush()
 
 
-def stream(pending: PendingResult, progress_after: float | None = None) -> None:
+def stream(pending: PendingResult, progress_after: float | None = None, group: str | None = None) -> None:
     """Print what engines give out, until the result of `pending` is there.
 
     Parameters
@@ -75,25 +80,71 @@ def stream(pending: PendingResult, progress_after: float | None = None) -> None:
     pending : PendingResult
     progress_after : float, optional
         Seconds after which a progress bar shows. Without it, none does.
+    group : {'engine', 'type', 'order'}, optional
+        Keep all back until then, and print it grouped.
     """
     printer = OutputPrinter()
+    kept: list[Output] = []
     with contextlib.ExitStack() as stack:
-        stack.callback(printer.end_line)
+        stack.callback(_print_grouped, printer, pending, kept, group)
         bar: ProgressBar | None = None
         for output in pending.watch(None if progress_after is None else REDRAW):
-            if output is not None:
+            if output is not None and group is not None:
+                kept.append(output)
+            elif output is not None:
                 if bar is not None:
                     bar.clear()
-                if output.kind == "display":
-                    printer.display(f"[output:{output.engine}]", output.display)
-                elif output.kind == "end":
-                    _print_value(printer, pending, output.engine)
-                else:
-                    printer.text(output.engine, output.kind, output.text)
+                _print(printer, pending, output)
             if progress_after is not None and pending.elapsed >= progress_after:
                 printer.end_line()
                 bar = bar or stack.enter_context(ProgressBar(pending))
                 bar.update()
+
+
+def _print(printer: OutputPrinter, pending: PendingResult, output: Output) -> None:
+    if output.kind == "display":
+        printer.display(f"[output:{output.engine}]", output.display)
+    elif output.kind == "end":
+        _print_value(printer, pending, output.engine)
+    else:
+        printer.text(output.engine, output.kind, output.text)
+
+
+def _print_grouped(
+    printer: OutputPrinter, pending: PendingResult, kept: list[Output], group: str | None
+) -> None:
+    for output in grouped(kept, pending.targets, group or "engine"):
+        _print(printer, pending, output)
+    printer.end_line()
+
+
+def grouped(outputs: Iterable[Output], targets: Sequence[int], group: str) -> list[Output]:
+    """Outputs of engines in another order.
+
+    Parameters
+    ----------
+    outputs : iterable of Output
+        As they came.
+    targets : sequence of int
+        The order of the engines.
+    group : {'engine', 'type', 'order'}
+        All of one engine together; all of one type together; or the first
+        output of each engine, then the second, with text that belongs
+        together as one output.
+    """
+    whole: dict[int, list[Output]] = {target: [] for target in targets}
+    for output in outputs:
+        own = whole[output.engine]
+        if own and own[-1].kind == output.kind and output.kind in ("stdout", "stderr"):
+            own[-1] = own[-1]._replace(text=own[-1].text + output.text)
+        else:
+            own.append(output)
+    placed = [(place, output) for own in whole.values() for place, output in enumerate(own)]
+    if group == "type":
+        placed.sort(key=lambda item: _KINDS.index(item[1].kind))
+    elif group == "order":
+        placed.sort(key=lambda item: item[0])
+    return [output for _, output in placed]
 
 
 def _print_value(printer: OutputPrinter, pending: PendingResult, engine: int) -> None:

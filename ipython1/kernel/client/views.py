@@ -187,6 +187,10 @@ class TargetView(NamespaceCalls, FunctionCalls, EngineControl):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} targets={self.targets!r} block={self.block}>"
 
+    def get_ids(self) -> list[int]:
+        """The engine ids, sorted."""
+        return self._own_ids()
+
     @property
     def ids(self) -> list[int]:
         """The engine ids, sorted."""

@@ -1,16 +1,20 @@
 """Where the chunks of each blob on its way through the controller go.
 
-A route lives as long as the command or result that names the blob. Chunks are
-forwarded as they came; grants go back as the least that all receivers have, so
-nothing is stored here beyond the window of the sender.
+A route lives as long as the command that names the blob, or until all who
+wait for a result have it. Chunks are forwarded as they came; grants go back
+as the least that all receivers have, so nothing is stored here beyond the
+window of the sender.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ipython1.kernel.controller.peers import Peer
-from ipython1.kernel.wire.records import BlobRef, Chunk, Grant, Part
+from ipython1.kernel.error import WireError
+from ipython1.kernel.wire.blobs import LOST
+from ipython1.kernel.wire.records import BlobRef, Chunk, Grant, Part, encode
 
 
 @dataclass(slots=True)
@@ -18,7 +22,10 @@ class _Route:
     source: Peer
     size: int
     taken: dict[Peer, int]  # receiver -> offset granted
-    granted: int = 0
+    may_read: Callable[[Peer], bool]
+    readers: set[Peer] | None  # who has not all of it yet; None: lives until `close`
+    granted: int = 0  # what the source was told last
+    passed: int = 0  # all before this came by; who joins later has missed it
 
 
 class BlobRoutes:
@@ -30,14 +37,45 @@ class BlobRoutes:
     def __len__(self) -> int:
         return len(self._routes)
 
-    def open(self, parts: tuple[Part, ...], source: Peer, receivers: list[Peer]) -> list[str]:
-        """Route the blobs among `parts`, whose names are returned; one opened again starts anew."""
+    def open(
+        self,
+        parts: Sequence[Part],
+        prefix: str,
+        source: Peer,
+        receivers: Sequence[Peer],
+        may_read: Callable[[Peer], bool] | None = None,
+    ) -> list[str]:
+        """Route the blobs among `parts`, whose names are returned; one opened again starts anew.
+
+        Parameters
+        ----------
+        parts : sequence of Part
+        prefix : str
+            What the names of blobs of this source begin with.
+        source : Peer
+        receivers : list of Peer
+            Those who wait for them now.
+        may_read : callable, optional
+            Who may join later; the routes then live until `close`. Without
+            it, they live until the last of `receivers` has all.
+
+        Raises
+        ------
+        WireError
+            A name belongs to someone else.
+        """
         blobs = [part for part in parts if isinstance(part, BlobRef)]
         for ref in blobs:
-            self._routes[ref.blob] = _Route(source, ref.size, dict.fromkeys(receivers, 0))
+            if not ref.blob.startswith(prefix):
+                raise WireError(reason=f"blob {ref.blob!r} is not one of {prefix!r}")
+        for ref in blobs:
+            readers = set(receivers) if may_read is None else None
+            taken = dict.fromkeys(receivers, 0)
+            allowed = may_read or set(receivers).__contains__
+            self._routes[ref.blob] = _Route(source, ref.size, taken, allowed, readers)
         return [ref.blob for ref in blobs]
 
-    def close(self, blobs: list[str]) -> None:
+    def close(self, blobs: Sequence[str]) -> None:
         """Nobody needs these blobs any more."""
         for blob in blobs:
             self._routes.pop(blob, None)
@@ -45,7 +83,12 @@ class BlobRoutes:
     def chunk(self, source: Peer, chunk: Chunk, raw: bytes) -> None:
         """Forward a chunk; what nobody waits for now is refused."""
         route = self._routes.get(chunk.blob)
-        if route is None or route.source is not source or not route.taken:
+        if route is None or route.source is not source:
+            source.send(Grant(chunk.blob, -1))
+            return
+        route.passed = max(route.passed, chunk.offset + len(chunk.data))
+        if not route.taken:
+            route.granted = -1
             source.send(Grant(chunk.blob, -1))
             return
         for receiver in route.taken:
@@ -54,21 +97,44 @@ class BlobRoutes:
     def grant(self, receiver: Peer, grant: Grant) -> None:
         """A receiver has taken more, wants the blob (again) from an offset on, or wants no more."""
         route = self._routes.get(grant.blob)
-        if route is None or receiver is route.source:
+        if route is None or not (receiver in route.taken or route.may_read(receiver)):
             return
-        if grant.offset < 0:
-            route.taken.pop(receiver, None)
-        else:
-            route.taken[receiver] = grant.offset
+        if grant.offset < 0 or grant.offset >= route.size:
+            self._leaves(grant.blob, route, receiver)
+            return
+        if receiver not in route.taken and grant.offset < route.passed and route.granted >= 0:
+            # A grant alone would not make the source go back to what is on its way: begin anew.
+            route.granted = -1
+            route.source.send(Grant(grant.blob, -1))
+        route.taken[receiver] = grant.offset
         self._pass_on(grant.blob, route)
+
+    def away(self, peer: Peer) -> None:
+        """The link to a peer is gone: others don't wait for it. Back, it asks for what it lacks."""
+        for blob, route in self._routes.items():
+            if route.taken.pop(peer, None) is not None:
+                self._pass_on(blob, route)
 
     def gone(self, peer: Peer) -> None:
         """A peer is gone for good, as source and as receiver."""
         for blob, route in list(self._routes.items()):
             if route.source is peer:
                 del self._routes[blob]
-            elif route.taken.pop(peer, None) is not None:
-                self._pass_on(blob, route)
+                if peer.kind == "engine":  # a client may yet come back, and send its commands again
+                    lost = encode(Chunk(blob, LOST, b""))
+                    for receiver in route.readers or ():
+                        receiver.session.send(lost)
+            else:
+                self._leaves(blob, route, peer)
+
+    def _leaves(self, blob: str, route: _Route, receiver: Peer) -> None:
+        taking = route.taken.pop(receiver, None) is not None
+        if route.readers is not None:
+            route.readers.discard(receiver)
+            if not route.readers:
+                del self._routes[blob]
+        if taking:
+            self._pass_on(blob, route)
 
     def _pass_on(self, blob: str, route: _Route) -> None:
         least = min(route.taken.values(), default=-1)

@@ -16,7 +16,16 @@ from ipython1 import __version__
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import IDoor, ILink, ILinkSink
 from ipython1.kernel.wire import records
-from ipython1.kernel.wire.records import PROTOCOL, Hello, Refusal, Welcome, decode_as, encode, pack
+from ipython1.kernel.wire.records import (
+    ENGINES_LIMIT,
+    PROTOCOL,
+    Hello,
+    Refusal,
+    Welcome,
+    decode_as,
+    encode,
+    pack,
+)
 
 #: FURL -> the kinds of peers that may come in through it.
 ADMITTED: Mapping[str, frozenset[str]] = {
@@ -57,6 +66,58 @@ QUESTIONS: Mapping[str, frozenset[str]] = {
     "nanny": frozenset(),
 }
 
+_CLIENT = {"client": str}
+#: Kind of peer -> the types in the detail map of its hello.
+DETAILS: Mapping[str, Mapping[str, Any]] = {
+    "multiengine": _CLIENT,
+    "task": _CLIENT,
+    "view": _CLIENT,
+    "engine": {
+        "uuid": str,
+        "host": str,
+        "pid": int,
+        "nanny": str,
+        "wanted": int,
+        "replaces": dict,
+        "held": [(str, str, str)],
+        "clients": [str],
+    },
+    "nanny": {"uuid": str, "engines": [str], "exited": [(str, str, str, bool)]},
+}
+_REPLACES = {"uuid": str, "cause": str, "output": str}
+
+
+def check_detail(kind: str, detail: Mapping[str, Any]) -> None:
+    """Look at the map of a hello before anything is done with it.
+
+    Raises
+    ------
+    WireError
+        Something is missing or of the wrong type.
+    """
+    _check(DETAILS[kind], detail)
+    if kind == "multiengine" and not _fits(detail.get("engines", ()), [int]):
+        raise WireError(reason="engines must be ids")
+    if kind == "engine":
+        if detail["replaces"]:
+            _check(_REPLACES, detail["replaces"])
+        if not -1 <= detail["wanted"] < ENGINES_LIMIT:
+            raise WireError(reason=f"{detail['wanted']} is no engine id")
+
+
+def _check(types: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name, kind in types.items():
+        if not _fits(given.get(name), kind):
+            raise WireError(reason=f"{name} is missing or of the wrong type")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return type(value) is tuple and all(_fits(item, kind[0]) for item in value)
+    if isinstance(kind, tuple):
+        return type(value) is tuple and len(value) == len(kind) and all(map(_fits, value, kind))
+    return type(value) is kind
+
 
 @implementer(IDoor)
 class Door:
@@ -88,10 +149,12 @@ class Door:
             if record.kind not in ADMITTED[self._furl_kind]:
                 what = f"connecting as {record.kind}: it is the {self._furl_kind} FURL"
                 return _refusal("NotAllowed", what=what)
-            if len(record.session) < 32:
-                raise WireError(reason="a session id has at least 32 characters")
-            sink, resumed, received, detail = self._admit(record, records.unpack_map(record.detail), link)
-        except (WireError, KeyError, TypeError, ValueError) as error:
+            if not 32 <= len(record.fresh) <= 64:
+                raise WireError(reason="a session id has 32 to 64 characters")
+            detail = records.unpack_map(record.detail)
+            check_detail(record.kind, detail)
+            sink, resumed, received, detail = self._admit(record, detail, link)
+        except WireError as error:
             return _refusal("NotAllowed", what=f"this hello ({error})")
         return encode(Welcome(__version__, resumed, received, pack(detail))), sink
 

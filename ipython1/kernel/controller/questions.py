@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,16 @@ from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
 from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
-from ipython1.kernel.wire.records import Answer, Ask, Order, encode_failure, pack, unpack_map
+from ipython1.kernel.wire.records import (
+    ENGINES_LIMIT,
+    RECORD_LIMIT,
+    Answer,
+    Ask,
+    Order,
+    encode_failure,
+    pack,
+    unpack_map,
+)
 
 #: Seconds that nannies have to leave when the cluster is shut down.
 LEAVE_TIME = 5.0
@@ -59,14 +69,16 @@ class Questions:
     def ask(self, peer: Peer, ask: Ask) -> None:
         """Answer a question; what it lacks or what fails is the answer."""
         try:
-            value = self._answers[ask.what](unpack_map(ask.body))
+            body = pack(self._answers[ask.what](unpack_map(ask.body)))
+            if len(body) > RECORD_LIMIT // 2:
+                raise ValueError("the answer is too long; ask for fewer targets")
         except IPython1Error as error:
             self.answer_failure(peer, ask.id, RemoteFailure(type(error).__name__, str(error)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             reason = f"bad arguments for {ask.what!r}: {error!r}"
             self.answer_failure(peer, ask.id, RemoteFailure("WireError", str(WireError(reason=reason))))
         else:
-            peer.send(Answer(ask.id, True, pack(value)))
+            peer.send(Answer(ask.id, True, body))
 
     def answer_failure(self, peer: Peer, id: str, failure: RemoteFailure) -> None:
         """Answer with an error."""
@@ -124,8 +136,8 @@ class Questions:
 
     def _scale(self, body: dict[str, Any]) -> None:
         wanted = int(body["n"])
-        if wanted < 0:
-            raise ValueError("n is negative")
+        if not 0 <= wanted <= ENGINES_LIMIT:
+            raise ValueError(f"n must be from 0 to {ENGINES_LIMIT}")
         engines = list(self._registry)
         if wanted < len(engines):
             for engine in engines[wanted:]:
@@ -135,11 +147,16 @@ class Questions:
         if not nannies:
             raise LaunchError(what="An engine", reason="no nanny is connected; run ipcluster engines -n 1")
         # The least loaded host first.
-        load = {nanny: sum(engine.nanny == nanny.key for engine in engines) for nanny in nannies}
+        load = [(sum(engine.nanny == nanny.key for engine in engines), i) for i, nanny in enumerate(nannies)]
+        heapq.heapify(load)
+        starts = [0] * len(nannies)
         for _ in range(wanted - len(engines)):
-            nanny = min(nannies, key=lambda nanny: load[nanny])
-            load[nanny] += 1
-            nanny.send(Order("start", "", 1))
+            count, i = load[0]
+            heapq.heapreplace(load, (count + 1, i))
+            starts[i] += 1
+        for nanny, number in zip(nannies, starts, strict=True):
+            if number:
+                nanny.send(Order("start", "", number))
 
     def _named(self, body: dict[str, Any]) -> list[Engine]:
         engines = [self._registry.get(int(target)) for target in body["targets"]]
@@ -156,8 +173,9 @@ class Questions:
     # -- leaving ------------------------------------------------------------------
 
     def when_nannies_left(self, done: Callable[[], None]) -> None:
-        """Call `done` when no nanny is connected any more, or `LEAVE_TIME` has passed."""
-        self._poll_leaving(done, self._clock.seconds() + LEAVE_TIME)
+        """Call `done`, once, when no nanny is connected any more, or `LEAVE_TIME` has passed."""
+        if self._leave_call is None:
+            self._poll_leaving(done, self._clock.seconds() + LEAVE_TIME)
 
     def _poll_leaving(self, done: Callable[[], None], deadline: float) -> None:
         self._leave_call = None

@@ -5,7 +5,9 @@ state       input                   next state, and what happens
 ==========  ======================  ==========================================
 (new)       put                     waiting; handed over while the hand has room
 waiting     room in the hand        handed; its record goes to the engine
-waiting     cancel                  gone; given back to the caller
+waiting     cancel                  gone; given back to the caller; but one sent
+                                    again stays: the engine may have run it, and
+                                    decides when it has it
 handed      put (the same id)       handed; goes to the engine again, which
                                     knows it and answers from what it kept
 handed      done                    gone; the next waiting one is handed over
@@ -18,7 +20,8 @@ the running one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 #: Commands handed to an engine and not done, at most.
@@ -33,7 +36,9 @@ class Command:
     op: str
     label: str
     raw: bytes  # the Submit as it came; empty once the engine has it
+    again: bool = False  # the engine may have had it from an earlier controller
     since: float = 0.0  # when it came to the head of the hand, controller's clock
+    after: bytes = b""  # what goes to the engine behind it
 
     @property
     def client(self) -> str:
@@ -53,8 +58,11 @@ class EngineQueue:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._send: Callable[[bytes], None] | None = None
-        self._waiting: dict[str, Command] = {}
+        self._waiting: OrderedDict[str, Command] = OrderedDict()  # a dict is slow to take the first out of
         self._handed: dict[str, Command] = {}
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._waiting or id in self._handed
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._handed)
@@ -73,10 +81,6 @@ class EngineQueue:
         """The engine takes commands, through `send`."""
         self._send = send
         self._hand_over()
-
-    def close(self) -> None:
-        """The engine takes no commands for now; what it was handed stays with it."""
-        self._send = None
 
     def adopt(self, command: Command) -> None:
         """A command that the engine says it has: this controller did not hand it over."""
@@ -111,9 +115,25 @@ class EngineQueue:
             del self._waiting[command.id]
         return gone
 
-    def handed(self, match: Callable[[Command], bool]) -> list[Command]:
-        """The commands with the engine that match."""
-        return [command for command in self._handed.values() if match(command)]
+    def take(self, ids: Collection[str], after: Callable[[str], bytes]) -> list[Command]:
+        """Take out and return the waiting ones of `ids`; all that wait, where that is empty.
+
+        Those sent again stay; ``after(id)`` goes to the engine behind them.
+        """
+        gone = []
+        for id in ids or list(self._waiting):
+            command = self._waiting.get(id)
+            if command is None:
+                continue
+            if command.again:
+                command.after = after(id)
+            else:
+                gone.append(self._waiting.pop(id))
+        return gone
+
+    def handed(self, ids: Collection[str]) -> list[str]:
+        """Those of `ids` that are with the engine; all that are, where that is empty."""
+        return [id for id in ids or self._handed if id in self._handed]
 
     def drain(self) -> list[Command]:
         """Take out and return everything, oldest first."""
@@ -125,11 +145,12 @@ class EngineQueue:
 
     def _hand_over(self) -> None:
         while self._waiting and len(self._handed) < HAND and self._send is not None:
-            id, command = next(iter(self._waiting.items()))
-            del self._waiting[id]
+            id, command = self._waiting.popitem(last=False)
             self._handed[id] = command
             self._send(command.raw)
-            command.raw = b""
+            if command.after:
+                self._send(command.after)
+            command.raw = command.after = b""
         self._note_head()
 
     def _note_head(self) -> None:

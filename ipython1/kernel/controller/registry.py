@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipython1.kernel.controller.queue import EngineQueue
+from ipython1.kernel.wire.records import ENGINES_LIMIT
 
 #: Start failures remembered for clients that wait for engines.
 FAILURES_KEPT = 10
@@ -44,6 +45,12 @@ class Engine:
     cpu: float = 0.0  # percent
     rss: int = 0  # bytes
     send: Callable[[bytes], None] | None = None
+    #: Encoded `Fetch` records that wait for an engine of an earlier controller.
+    asked: list[bytes] = field(default_factory=list)
+
+    def may_become(self, nanny: str) -> bool:
+        """Whether a new process of this nanny may take over the id."""
+        return self.state == "awaited" or (self.state == "restarting" and self.nanny == nanny)
 
     def facts(self) -> dict[str, Any]:
         """What clients may know."""
@@ -95,8 +102,10 @@ class Registry:
         """Whether the death of this process was told."""
         return uuid in self._deaths
 
-    def await_return(self, id: int) -> Engine:
-        """Make room for an engine that was there before this controller was."""
+    def await_return(self, id: int) -> Engine | None:
+        """The engine with this id; room for it, where it was there before this controller was."""
+        if id in self._engines or not 0 <= id < ENGINES_LIMIT:
+            return self._engines.get(id)
         engine = self._engines[id] = Engine(id, EngineQueue(self.now), state="awaited", since=self.now())
         self.changed()
         return engine
@@ -108,7 +117,7 @@ class Registry:
         engine = self._by_uuid.get(uuid)
         if engine is None:
             engine = self._engines.get(wanted)
-            if engine is None or engine.state not in ("awaited", "restarting"):
+            if engine is None or not engine.may_become(nanny):
                 id = wanted if wanted >= 0 and engine is None else self._lowest_free()
                 engine = self._engines[id] = Engine(id, EngineQueue(self.now))
             engine.uuid, engine.host, engine.pid, engine.nanny = uuid, host, pid, nanny
@@ -121,11 +130,6 @@ class Registry:
         """The engine's link is gone; the engine may come back."""
         if engine.state == "ready":
             self._set(engine, "away")
-
-    def back(self, engine: Engine) -> None:
-        """The engine's link is there again."""
-        if engine.state == "away":
-            self._set(engine, "ready")
 
     def died(self, uuid: str, replaced: bool) -> Engine | None:
         """The process is gone. Returns its engine, the first time this is told."""

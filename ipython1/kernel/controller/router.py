@@ -6,16 +6,17 @@ unresolved, engines answer again what they know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from ipython1.kernel import error as errors
+from ipython1.kernel import error
 from ipython1.kernel.controller.blobs import BlobRoutes
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.queue import Command
 from ipython1.kernel.controller.registry import Engine, Registry
-from ipython1.kernel.error import EngineDied, IPython1Error, RemoteFailure
+from ipython1.kernel.error import EngineDied, RemoteFailure, WireError
 from ipython1.kernel.wire.records import (
+    BlobRef,
     Cancel,
     Chunk,
     Departed,
@@ -29,6 +30,9 @@ from ipython1.kernel.wire.records import (
     encode,
     encode_failure,
 )
+
+#: Why commands may be taken out of queues: names of error classes.
+REASONS = frozenset({"QueueCleared", "TaskAborted"})
 
 
 @dataclass(slots=True)
@@ -65,35 +69,38 @@ class Router:
     def submit(self, client: Peer, submit: Submit, raw: bytes) -> None:
         """Queue a command for each of its targets."""
         route = self._route(submit.id, client)
-        receivers = []
+        if any(isinstance(part, BlobRef) for part in submit.parts):
+            receivers = [self._engine_peers[id] for id in submit.targets if id in self._engine_peers]
+            prefix = f"{submit.id}/"
+            route.blobs += self.blobs.open(
+                submit.parts, prefix, client, receivers, lambda peer: self._is_one(peer, submit.targets)
+            )
         for target in submit.targets:
-            engine = self._registry.get(target)
-            if engine is None and self._returning():
-                engine = self._registry.await_return(target)
+            engine = self._engine(target)
             if engine is None:
                 self.refuse(client, submit.id, target, submit.op, _gone(target))
-                continue
-            route.targets.add(target)
-            if target in self._engine_peers:
-                receivers.append(self._engine_peers[target])
-            engine.queue.put(Command(submit.id, submit.op, submit.label, raw))
-        route.blobs += self.blobs.open(submit.parts, client, receivers)
+            else:
+                route.targets.add(target)
+                engine.queue.put(Command(submit.id, submit.op, submit.label, raw, bool(submit.again)))
         self._close_if_done(submit.id)
 
     def fetch(self, client: Peer, fetch: Fetch, raw: bytes) -> None:
         """A client wants the results of a command it, or another one, sent."""
         route = self._route(fetch.id, client)
+        route.targets.update(fetch.targets)
         for target in fetch.targets:
-            engine = self._registry.get(target)
+            engine = self._engine(target)
             peer = self._engine_peers.get(target)
-            route.targets.add(target)
             if engine is not None and engine.queue.waits(fetch.id):
                 continue  # its result will come
             if peer is not None:
                 peer.session.send(raw)
+            elif engine is not None and engine.state == "awaited":
+                engine.asked.append(raw)
             else:
                 result = Result(fetch.id, target, "", "unknown", 0.0, 0.0, 0, ())
                 self._deliver(result, encode(result))
+        self._close_if_done(fetch.id)
 
     def forget(self, record: Forget, raw: bytes) -> None:
         """Tell the engines that a client has these results."""
@@ -101,33 +108,27 @@ class Router:
 
     def cancel(self, ids: tuple[str, ...], targets: Iterable[int], reason: str) -> int:
         """Take commands out of queues (all where `ids` is empty); returns how many had not started."""
-        wanted = set(ids)
+        if reason not in REASONS:
+            raise WireError(reason=f"{reason!r} is no reason to cancel a command")
         count = 0
         for target in targets:
             engine = self._registry.get(target)
             if engine is None:
                 continue
-            gone = engine.queue.cancel(lambda command: not wanted or command.id in wanted)
-            for command in gone:
-                self._finish(engine, command, RemoteFailure(reason, _text(reason)))
+            gone = engine.queue.take(ids, lambda id, target=target: encode(Cancel((id,), (target,), reason)))  # type: ignore[misc]
+            self._finish(engine, gone, RemoteFailure(reason, _text(reason)))
             running = engine.queue.running
-            handed = [
-                command.id
-                for command in engine.queue.handed(lambda command: not wanted or command.id in wanted)
-                if command is not running
-            ]
-            count += len(gone) + len(handed)
-            # The head may not have started either: only the engine knows.
-            also = running is not None and (not wanted or running.id in wanted)
-            if handed or also:
+            handed = engine.queue.handed(ids)
+            count += len(gone) + sum(running is None or id != running.id for id in handed)
+            if handed:  # the head may not have started either: only the engine knows
                 self._to_engines((target,), encode(Cancel(ids, (target,), reason)))
         return count
 
     def cancel_client(self, client: str) -> None:
         """Drop what a client that is gone for good has queued."""
         for engine in self._registry:
-            for command in engine.queue.cancel(lambda command: command.client == client):
-                self._finish(engine, command, RemoteFailure("TaskAborted", _text("TaskAborted")))
+            gone = engine.queue.cancel(lambda command: command.client == client)
+            self._finish(engine, gone, RemoteFailure("TaskAborted", _text("TaskAborted")))
             self._to_engines((engine.id,), encode(Departed(client)))
 
     def interrupt(self, record: Interrupt, raw: bytes) -> None:
@@ -137,8 +138,8 @@ class Router:
             if engine is None:
                 continue
             if record.id:
-                for command in engine.queue.cancel(lambda command: command.id == record.id):
-                    self._finish(engine, command, RemoteFailure("KeyboardInterrupt", "before it ran"))
+                gone = engine.queue.take((record.id,), lambda id: raw)
+                self._finish(engine, gone, RemoteFailure("KeyboardInterrupt", "before it ran"))
             self._to_engines((target,), raw)
 
     # -- from engines -------------------------------------------------------------------
@@ -149,16 +150,23 @@ class Router:
         for id, op, label in held:
             engine.queue.adopt(Command(id, op, label, b""))
         engine.queue.open(peer.session.send)
+        for raw in engine.asked:
+            peer.session.send(raw)
+        engine.asked.clear()
 
     def result(self, engine: Engine, peer: Peer, result: Result, raw: bytes) -> None:
         """An engine is through with a command."""
+        _check_origin(engine, result)
         if result.status != "unknown":
             engine.queue.done(result.id)
+        elif result.id in engine.queue:
+            return  # sent again since it was asked for: there will be a result
         self._open_blobs(result, peer)
         self._deliver(result, raw)
 
-    def event(self, peer: Peer, event: Event, raw: bytes) -> None:
+    def event(self, engine: Engine, peer: Peer, event: Event, raw: bytes) -> None:
         """A running command gave out something."""
+        _check_origin(engine, event)
         self._open_blobs(event, peer)
         route = self._routes.get(event.id)
         if route is not None:
@@ -169,9 +177,14 @@ class Router:
         """Fail all that the engine had; its queue goes on for a successor."""
         peer = self._engine_peers.pop(engine.id, None)
         commands = engine.queue.drain()
-        for i, command in enumerate(commands):
-            what = cause if i == 0 else f"{cause}, before it ran this command"
-            self._finish(engine, command, died(engine.id, what, output))
+        self._finish(engine, commands[:1], died(engine.id, cause, output))
+        # Of thousands, only the one that ran says what the process said.
+        self._finish(engine, commands[1:], died(engine.id, f"{cause}, before it ran this command"))
+        engine.asked.clear()
+        asked_for = [
+            Command(id, "", "", b"") for id, route in self._routes.items() if engine.id in route.targets
+        ]
+        self._finish(engine, asked_for, died(engine.id, f"{cause}, and its results are gone with it"))
         if peer is not None:
             self.blobs.gone(peer)
             peer.session.end()
@@ -203,6 +216,16 @@ class Router:
         """Answer a command that never reached an engine."""
         client.send(Result(id, target, op, "error", 0.0, self._now(), 0, (encode_failure(failure),)))
 
+    def _engine(self, target: int) -> Engine | None:
+        engine = self._registry.get(target)
+        if engine is None and self._returning():
+            engine = self._registry.await_return(target)
+        return engine
+
+    def _is_one(self, peer: Peer, targets: Iterable[int]) -> bool:
+        """Whether `peer` is one of the engines with these ids."""
+        return any(self._engine_peers.get(target) is peer for target in targets)
+
     def _route(self, id: str, client: Peer) -> Route:
         route = self._routes.setdefault(id, Route([]))
         if client not in route.owners:
@@ -218,7 +241,7 @@ class Router:
     def _open_blobs(self, record: Result | Event, peer: Peer) -> None:
         route = self._routes.get(record.id)
         if route is not None:
-            self.blobs.open(record.parts, peer, route.owners)
+            self.blobs.open(record.parts, f"{record.id}/{peer.key}/", peer, route.owners)
 
     def _deliver(self, result: Result, raw: bytes) -> None:
         route = self._routes.get(result.id)
@@ -229,11 +252,11 @@ class Router:
         route.targets.discard(result.engine)
         self._close_if_done(result.id)
 
-    def _finish(self, engine: Engine, command: Command, failure: RemoteFailure) -> None:
-        result = Result(
-            command.id, engine.id, command.op, "error", 0.0, self._now(), 0, (encode_failure(failure),)
-        )
-        self._deliver(result, encode(result))
+    def _finish(self, engine: Engine, commands: Collection[Command], failure: RemoteFailure) -> None:
+        parts = (encode_failure(failure),) if commands else ()
+        for command in commands:
+            result = Result(command.id, engine.id, command.op, "error", 0.0, self._now(), 0, parts)
+            self._deliver(result, encode(result))
 
     def _to_engines(self, targets: Iterable[int], raw: bytes) -> None:
         for target in targets:
@@ -250,10 +273,14 @@ def died(engine: int, cause: str, output: str = "") -> RemoteFailure:
     return RemoteFailure("EngineDied", text, facts=facts)
 
 
+def _check_origin(engine: Engine, record: Result | Event) -> None:
+    if record.engine != engine.id:
+        raise WireError(reason=f"engine {engine.id} speaks for engine {record.engine}")
+
+
 def _gone(target: int) -> RemoteFailure:
     return died(target, "it left the cluster before it got this command")
 
 
 def _text(reason: str) -> str:
-    cls = getattr(errors, reason, IPython1Error)
-    return str(cls())
+    return str(getattr(error, reason)())

@@ -49,6 +49,9 @@ ENGINE_GRACE = 10.0
 RETURN_GRACE = 15.0
 #: Seconds an engine under restart may take to register.
 RESTART_GRACE = 60.0
+#: Characters of what a nanny says of a death that are passed on.
+CAUSE_LIMIT = 1000
+OUTPUT_LIMIT = 16 * 1024
 #: Seconds in which changes of the engine table are collected.
 TABLE_DELAY = 0.005
 
@@ -83,8 +86,8 @@ class Controller:
         self._peers: dict[str, Peer] = {}  # by session id
         self._table_call: Any = None
         self._told_ids: list[int] = []
-        self._timers: dict[str, Any] = {}  # by what they are for
-        self._timers["return"] = clock.callLater(RETURN_GRACE, self._return_over)
+        self._timers: dict[tuple[str, str], Any] = {}  # by what they are for, and whom
+        self._start_timer("return", "", RETURN_GRACE, self._return_over)
         self.registry = Registry(now, self._table_changed)
         self.router = Router(self.registry, now, self._engines_may_return)
         self.questions = Questions(self.registry, self.router, self.nannies, self._shut_down, clock)
@@ -98,7 +101,7 @@ class Controller:
             Grant: lambda peer, record, raw: self.router.grant(peer, record),
             Ask: self._ask,
             Result: self._result,
-            Event: lambda peer, record, raw: self.router.event(peer, record, raw),
+            Event: self._event,
             Exited: self._exited,
             Usage: self._usage,
         }
@@ -135,28 +138,29 @@ class Controller:
     ) -> tuple[ILinkSink, bool, int, dict[str, Any]]:
         peer = self._peers.get(hello.session)
         resumed = peer is not None
-        if peer is None:
-            peer = self._new_peer(hello, detail)
-        elif peer.kind != hello.kind:
-            raise WireError(reason=f"the session belongs to a {peer.kind}")
-        welcome = self._welcome(peer, detail)
+        if peer is None:  # `fresh` is known where our answer was lost
+            peer = self._peers.get(hello.fresh) or self._new_peer(hello, detail)
+        if (peer.kind, peer.key) != (hello.kind, _key(hello.kind, detail)):
+            raise WireError(reason="the session belongs to someone else")
         peer.session.attach(link, hello.received if resumed else 0)
-        return peer, resumed, peer.session.received, welcome
+        return peer, resumed, peer.session.received, self._welcome(peer, detail)
 
     def _new_peer(self, hello: Hello, detail: dict[str, Any]) -> Peer:
-        key = str(detail["client" if hello.kind in ("multiengine", "task", "view") else "uuid"])
+        key = _key(hello.kind, detail)
         engine_side = hello.kind in ("engine", "nanny")
         if hello.kind == "engine" and self.registry.is_dead(key):
             raise WireError(reason="this engine was declared dead")
+        if hello.kind == "engine" and self.registry.by_uuid(key) is not None:
+            raise WireError(reason="this engine is here already, in another session")
         session = Session(
             self._clock,
             lambda raw: peer.receive(raw),
-            grace=None if engine_side else self._client_grace,
-            ended=lambda: self._client_ended(peer),
-            id=hello.session,
+            grace={"engine": None, "nanny": CLIENT_GRACE}.get(hello.kind, self._client_grace),
+            ended=lambda: self._drop_peer(peer) if engine_side else self._client_ended(peer),
+            id=hello.fresh,
         )
         peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow)
-        self._peers[hello.session] = peer
+        self._peers[hello.fresh] = peer
         return peer
 
     def _welcome(self, peer: Peer, detail: dict[str, Any]) -> dict[str, Any]:
@@ -165,10 +169,9 @@ class Controller:
         if peer.kind == "nanny":
             self._nanny_linked(peer, detail)
             return {}
-        if self._engines_may_return():
+        if peer.kind == "multiengine" and self._engines_may_return():
             for id in detail.get("engines", ()):
-                if self.registry.get(int(id)) is None:
-                    self.registry.await_return(int(id))
+                self.registry.await_return(id)
         return self._table()
 
     def _handle(self, peer: Peer, record: Record, raw: bytes) -> None:
@@ -182,11 +185,12 @@ class Controller:
         what = f"{type(record).__name__} from a {peer.kind}"
         log.warn("refused {what} ({key})", what=what, key=peer.key)
         failure = RemoteFailure("NotAllowed", f"This FURL does not allow {what}.")
-        if isinstance(record, Submit):
+        if isinstance(record, (Submit, Fetch)):
             for target in record.targets:
-                self.router.refuse(peer, record.id, target, record.op, failure)
+                self.router.refuse(peer, record.id, target, getattr(record, "op", ""), failure)
 
     def _away(self, peer: Peer) -> None:
+        self.router.blobs.away(peer)
         engine = self._engine_of(peer)
         if engine is not None:
             self.registry.away(engine)
@@ -206,15 +210,8 @@ class Controller:
 
     def _expect_client(self, client: str) -> None:
         """Its work is dropped unless it is here when its grace time is over."""
-        timer = f"client {client}"
-        if timer not in self._timers:
-            self._timers[timer] = self._clock.callLater(
-                self._client_grace, self._client_over, timer, client
-            )
-
-    def _client_over(self, timer: str, client: str) -> None:
-        del self._timers[timer]
-        self._cancel_if_gone(client)
+        if ("client", client) not in self._timers:
+            self._start_timer("client", client, self._client_grace, self._cancel_if_gone, client)
 
     def _client_ended(self, peer: Peer) -> None:
         self._drop_peer(peer)
@@ -263,7 +260,7 @@ class Controller:
 
     def _engine_linked(self, peer: Peer, detail: dict[str, Any]) -> Engine:
         replaces = detail.get("replaces") or {}
-        if replaces:
+        if replaces and self._is_nanny_of(detail["nanny"], replaces["uuid"]):
             self._engine_died(replaces["uuid"], replaces["cause"], replaces["output"], replaced=True)
         engine = self.registry.by_uuid(peer.key)
         known = engine is not None and engine.send == peer.session.send
@@ -275,7 +272,8 @@ class Controller:
             nanny=detail["nanny"],
             send=peer.session.send,
         )
-        self._unwatch(peer.key)
+        self._stop_timer("away", peer.key)
+        self._stop_timer("restart", str(engine.id))
         if not known:
             self.router.engine_ready(engine, peer, detail["held"])
             for client in detail["clients"]:  # whom an earlier controller knew
@@ -283,10 +281,9 @@ class Controller:
         return engine
 
     def _engines_may_return(self) -> bool:
-        return "return" in self._timers
+        return ("return", "") in self._timers
 
     def _return_over(self) -> None:
-        del self._timers["return"]
         for engine in list(self.registry):
             if engine.state == "awaited":
                 self.router.engine_died(engine, "did not come back to the restarted controller", "")
@@ -297,10 +294,22 @@ class Controller:
         if engine is not None:
             self.router.result(engine, peer, result, raw)
 
+    def _event(self, peer: Peer, event: Event, raw: bytes) -> None:
+        engine = self._engine_of(peer)
+        if engine is not None:
+            self.router.event(engine, peer, event, raw)
+
     def _exited(self, peer: Peer, record: Exited, raw: bytes) -> None:
-        self._engine_died(record.uuid, record.cause, record.output, record.replaced)
+        if self._is_nanny_of(peer.key, record.uuid):
+            self._engine_died(record.uuid, record.cause, record.output, record.replaced)
+
+    def _is_nanny_of(self, nanny: str, uuid: str) -> bool:
+        """Whether a nanny may tell of this engine: of its own, and of those that never registered."""
+        engine = self.registry.by_uuid(uuid)
+        return engine is None or engine.nanny == nanny
 
     def _engine_died(self, uuid: str, cause: str, output: str, replaced: bool) -> None:
+        cause, output = cause[:CAUSE_LIMIT], output[-OUTPUT_LIMIT:]
         known = self.registry.by_uuid(uuid) is not None
         if not known and not self.registry.is_dead(uuid):
             self.registry.died(uuid, replaced)
@@ -312,31 +321,24 @@ class Controller:
         if engine is None:
             return
         log.info("engine {id} {cause}", id=engine.id, cause=cause)
-        self._unwatch(uuid)
+        self._stop_timer("away", uuid)
         for id, peer in list(self._peers.items()):
             if peer.kind == "engine" and peer.key == uuid:
                 del self._peers[id]
+                peer.session.end()
         self.router.engine_died(engine, cause, output)
         if replaced:
-            self._timers[uuid] = self._clock.callLater(RESTART_GRACE, self._not_restarted, uuid, engine)
+            self._start_timer("restart", str(engine.id), RESTART_GRACE, self._not_restarted, engine)
 
-    def _not_restarted(self, uuid: str, engine: Engine) -> None:
-        del self._timers[uuid]
+    def _not_restarted(self, engine: Engine) -> None:
         if engine.state == "restarting":
             self.router.engine_died(engine, "its restart failed", "")
             self.registry.remove(engine)
 
     def _watch(self, peer: Peer) -> None:
-        self._unwatch(peer.key)
-        self._timers[peer.key] = self._clock.callLater(ENGINE_GRACE, self._away_too_long, peer)
-
-    def _unwatch(self, uuid: str) -> None:
-        timer = self._timers.pop(uuid, None)
-        if timer is not None:
-            timer.cancel()
+        self._start_timer("away", peer.key, ENGINE_GRACE, self._away_too_long, peer)
 
     def _away_too_long(self, peer: Peer) -> None:
-        del self._timers[peer.key]
         engine = self._engine_of(peer)
         if engine is None:
             return
@@ -348,7 +350,7 @@ class Controller:
     def _nanny_linked(self, peer: Peer, detail: dict[str, Any]) -> None:
         """A nanny's word on what happened while it was away."""
         for uuid, cause, output, replaced in detail["exited"]:
-            if self.registry.by_uuid(uuid) is not None:
+            if self.registry.by_uuid(uuid) is not None and self._is_nanny_of(peer.key, uuid):
                 self._engine_died(uuid, cause, output, replaced)
         alive = set(detail["engines"])
         for engine in list(self.registry):
@@ -361,7 +363,30 @@ class Controller:
             if engine is not None and engine.nanny == peer.key:
                 engine.cpu, engine.rss = float(cpu), int(rss)
 
+    # -- timers ----------------------------------------------------------------------------
+
+    def _start_timer(self, what: str, whom: str, delay: float, f: Callable[..., None], *args: Any) -> None:
+        """Call `f` after `delay` seconds; in place of the timer of this name, if there is one."""
+        self._stop_timer(what, whom)
+        self._timers[what, whom] = self._clock.callLater(delay, self._time_is_up, what, whom, f, args)
+
+    def _stop_timer(self, what: str, whom: str) -> None:
+        timer = self._timers.pop((what, whom), None)
+        if timer is not None:
+            timer.cancel()
+
+    def _time_is_up(self, what: str, whom: str, f: Callable[..., None], args: tuple[Any, ...]) -> None:
+        del self._timers[what, whom]
+        f(*args)
+
+    # -- the end ------------------------------------------------------------------------------
+
     def _shut_down(self) -> None:
         for nanny in self.nannies():
             nanny.send(records.Order("quit", "", 0))
         self.questions.when_nannies_left(lambda: self._notify({"event": "shutdown"}))
+
+
+def _key(kind: str, detail: Mapping[str, Any]) -> str:
+    """What a peer calls itself."""
+    return str(detail["uuid" if kind in ("engine", "nanny") else "client"])

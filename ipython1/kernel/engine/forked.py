@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,9 @@ def log_errors(fd: int) -> None:
     file = open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     errors = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     observer = FilteringLogObserver(textFileLogObserver(file), [errors])
+    show_warning = warnings.showwarning
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    warnings.showwarning = show_warning  # Twisted takes it, but the warnings of user code are its output
 
 
 @implementer(IReadDescriptor)

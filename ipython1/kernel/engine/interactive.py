@@ -26,6 +26,9 @@ from ipython1.kernel.engine.mainloop import format_traceback
 #: MIME types whose text form is base64.
 _BINARY = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 
+#: Names that a reset leaves alone.
+_KEPT = frozenset({"engine_id"})
+
 
 class _Publisher(DisplayPublisher):
     """Takes what ``display`` makes."""
@@ -94,6 +97,13 @@ class QuietShell(InteractiveShell):
             super().init_prompts()
 
     def enable_gui(self, gui: Any = None) -> None: ...
+
+    def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
+        """See `InteractiveShell`; what the engine itself has put into the namespace stays."""
+        hidden = {name: value for name, value in self.user_ns_hidden.items() if name in _KEPT}
+        super().reset(new_session, aggressive)
+        self.user_ns.update(hidden)
+        self.user_ns_hidden.update(hidden)
 
     def ask_exit(self) -> None:
         raise SystemExit

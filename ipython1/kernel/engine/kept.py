@@ -15,6 +15,8 @@ from ipython1.kernel.wire.records import Event, Result, Submit
 #: Answers kept after their client has them.
 KEPT_COUNT = 1000
 KEPT_BYTES = 64 * 1024 * 1024
+#: Ids remembered of those whose client went without their answers, and may come back.
+IDS_KEPT = 100_000
 
 
 @dataclass(slots=True)
@@ -37,10 +39,15 @@ class KeptResults:
         self._wanted: dict[str, Kept] = {}
         self._forgotten: OrderedDict[str, Kept] = OrderedDict()
         self._forgotten_bytes = 0
+        self._ids: OrderedDict[str, None] = OrderedDict()
 
     def get(self, id: str) -> Kept | None:
         """What is known of command `id`."""
         return self._wanted.get(id) or self._forgotten.get(id)
+
+    def had(self, id: str) -> bool:
+        """Whether command `id` was here, and nothing else is known of it any more."""
+        return id in self._ids
 
     def open(self, submit: Submit) -> Kept:
         """A new command is here."""
@@ -67,8 +74,12 @@ class KeptResults:
         self._forgotten_bytes += kept.size
         gone: list[str] = []
         while len(self._forgotten) > KEPT_COUNT or self._forgotten_bytes > KEPT_BYTES:
-            _, old = self._forgotten.popitem(last=False)
+            old_id, old = self._forgotten.popitem(last=False)
             self._forgotten_bytes -= old.size
+            if old.abandoned:  # its client may come back and send it again: it must not run twice
+                self._ids[old_id] = None
+                if len(self._ids) > IDS_KEPT:
+                    self._ids.popitem(last=False)
             gone += old.blobs
         return gone
 

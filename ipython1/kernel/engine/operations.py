@@ -78,7 +78,11 @@ class Operations:
         number = args.get("number")
         record = self.shell.recall(number)
         if record is None:
-            raise UnknownResult(id="of any command" if number is None else f"of command {number}")
+            id = "of any command" if number is None else f"of command {number}"
+            last = self.shell.execution_count
+            raise UnknownResult(
+                f"No result {id} is known to this engine; its last one has number {last}.", id=id
+            )
         return record
 
     # -- the namespace ---------------------------------------------------------------

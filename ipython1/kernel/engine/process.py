@@ -108,6 +108,8 @@ class EngineProcess:
         self._shell.set_output(self._output)
         # Not from the handler itself: what it interrupts may hold the lock of the loop.
         signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._stop))
+        # What user code forks shall end by SIGTERM as any process does: a Pool waits for that.
+        os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
         self._channel.start()
         self._reactor.callWhenRunning(self._service.start)
         threading.Thread(target=self._run_reactor, name="ipython1 reactor", daemon=True).start()

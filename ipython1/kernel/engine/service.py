@@ -5,6 +5,7 @@ Everything here runs in the reactor thread, but for the methods that say so.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from twisted.internet.defer import Deferred
 from ipython1.kernel.engine.kept import Kept, KeptResults
 from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.output import OutputBuffer
-from ipython1.kernel.error import QueueCleared, RemoteFailure
+from ipython1.kernel.error import EngineDied, QueueCleared, RemoteFailure, SerializationError, UnknownResult
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts, split_parts
 from ipython1.kernel.wire.connection import Connection
@@ -77,11 +78,14 @@ class EngineService:
         self._loop = loop
         self._output = output
         self._identity = dict(identity)
+        self._predecessor: dict[str, str] = identity["replaces"]
         self._on_registered = on_registered
         self._hop: Callable[..., None] = getattr(clock, "callFromThread", _call_now)
         self._kept = KeptResults()
         self._jobs: dict[str, Job] = {}  # not done yet
         self._failed_epoch: dict[str, int] = {}  # client -> stop_on_error epoch that failed here
+        self._told: list[str] = []  # ids of the commands that the last hello called unfinished
+        self._stopped = False
         self._timeouts: dict[str, Any] = {}
         self._output_call: Any = None
         self.id = -1
@@ -113,6 +117,7 @@ class EngineService:
 
     def stop(self) -> Deferred[None]:
         """Disconnect, after what was said has arrived."""
+        self._stopped = True
         for timeout in self._timeouts.values():
             timeout.cancel()
         self._timeouts.clear()
@@ -141,13 +146,20 @@ class EngineService:
 
     def _detail(self) -> dict[str, Any]:
         held = [[submit.id, submit.op, submit.label] for submit in self._kept.unfinished]
-        return {**self._identity, "held": held, "clients": self._kept.clients}
+        self._told = [id for id, _, _ in held]
+        clients = {*self._kept.clients, *self._failed_epoch}
+        return {**self._identity, "held": held, "clients": sorted(clients)}
 
     def _welcomed(self, detail: dict[str, Any], resumed: bool) -> None:
         self.id = self._identity["wanted"] = detail["id"]
         self._identity["replaces"] = {}
         if not resumed:
             self._blobs.session_lost()
+            for id in self._told:  # finished since the hello: that was said in the old session
+                kept = self._kept.get(id)
+                if kept is not None and kept.result is not None:
+                    self._replay(kept)
+        self._blobs.ask_for_all()
         self._on_registered(self.id)
 
     # -- records --------------------------------------------------------------------------
@@ -163,6 +175,11 @@ class EngineService:
                     self._blobs.ask_again(part.blob)
             self._replay(kept)
             return
+        refusal = self._why_not(submit)
+        if refusal is not None:
+            parts = (encode_failure(refusal),)
+            self._connection.send(Result(submit.id, self.id, submit.op, "error", 0.0, 0.0, 0, parts))
+            return
         self._kept.open(submit)
         job = Job(submit)
         self._jobs[submit.id] = job
@@ -172,7 +189,33 @@ class EngineService:
         if 0 <= submit.stop <= self._failed_epoch.get(client, -1) and self._loop.cancel(lambda it: it is job):
             self._end_unstarted(job, QueueCleared.__name__, _STOPPED)
             return
-        gather_parts(self._blobs, submit.parts, lambda parts: self._loop.ready(job, parts))
+        gather_parts(
+            self._blobs,
+            submit.parts,
+            lambda parts: self._loop.ready(job, parts),
+            lambda error: self._not_ready(job, error),
+        )
+
+    def _why_not(self, submit: Submit) -> RemoteFailure | None:
+        """Why a command unknown here must not run: it may have run before."""
+        if self._kept.had(submit.id):
+            return RemoteFailure("UnknownResult", str(UnknownResult(id=f"{submit.id}@{self.id}")))
+        first = dict(zip(submit.targets, submit.again, strict=False)).get(self.id, "")
+        if first in ("", self._identity["uuid"]):
+            return None
+        facts: dict[str, Any] = {
+            "engine": self.id,
+            "cause": "replaced while there was no controller",
+            "output": "",
+        }
+        if first == self._predecessor.get("uuid"):
+            facts.update(cause=self._predecessor["cause"], output=self._predecessor["output"])
+        return RemoteFailure("EngineDied", str(EngineDied(**facts)), facts=facts)
+
+    def _not_ready(self, job: Job, error: Exception) -> None:
+        """The parts of a job cannot be had: it must not keep the others waiting."""
+        if self._loop.cancel(lambda it: it is job):
+            self._end_unstarted(job, type(error).__name__, str(error))
 
     def _cancel(self, cancel: Cancel) -> None:
         wanted = set(cancel.ids)
@@ -207,26 +250,32 @@ class EngineService:
         self._release(self._kept.abandon(departed.client))
 
     def _replay(self, kept: Kept) -> None:
-        for event in kept.events:
-            self._connection.send(event)
+        records: list[Event | Result] = [*kept.events]
         if kept.result is not None:
-            self._connection.send(kept.result)
+            records.append(kept.result)
+        for record in records:
+            if record.engine != self.id:  # a new controller gave us another id
+                record = dataclasses.replace(record, engine=self.id)
+            self._connection.send(record)
         for blob, data in kept.blobs.items():
             self._blobs.offer(blob, data)
 
     # -- what jobs give -----------------------------------------------------------------------
 
     def _plan_output(self) -> None:
-        if self._output_call is None:
+        if self._output_call is None and not self._stopped:
             self._output_call = self._clock.callLater(OUTPUT_DELAY, self._send_output)
 
     def _send_output(self) -> None:
         self._output_call = None
         for id, kind, text, parts in self._output.take():
             kept = self._kept.get(id)
-            if kept is not None:
-                name = f"{id}/{self.id}/{len(kept.events)}"
-                split, blobs = split_parts(parts, name, INLINE_LIMIT)
+            if kept is not None and kept.result is None:
+                name = self._blob_name(id, len(kept.events))
+                try:
+                    split, blobs = split_parts(parts, name, INLINE_LIMIT)
+                except SerializationError as error:
+                    kind, text, split, blobs = "stderr", f"\n{error}\n", (), {}
                 event = Event(id, self.id, len(kept.events), kind, text, split)
                 kept.events.append(event)
                 kept.size += len(text)
@@ -269,7 +318,12 @@ class EngineService:
         kept = self._kept.get(submit.id)
         if kept is None:
             return
-        split, blobs = split_parts(parts, f"{submit.id}/{self.id}/r", INLINE_LIMIT)
+        name = self._blob_name(submit.id, "r")
+        try:
+            split, blobs = split_parts(parts, name, INLINE_LIMIT)
+        except SerializationError as error:
+            failure = encode_failure(RemoteFailure(type(error).__name__, str(error)))
+            status, (split, blobs) = "error", split_parts([failure], name, INLINE_LIMIT)
         kept.submit = None
         kept.result = Result(
             submit.id, self.id, submit.op, status, started, completed, len(kept.events), split
@@ -278,6 +332,10 @@ class EngineService:
         self._give(kept, kept.result, blobs)
         if kept.abandoned:
             self._release(self._kept.forget(submit.id))
+
+    def _blob_name(self, id: str, what: object) -> str:
+        """Names of this process's own: a successor under the same engine id makes others."""
+        return f"{id}/{self._identity['uuid']}/{what}"
 
     def _give(self, kept: Kept, record: Record, blobs: dict[str, memoryview]) -> None:
         self._connection.send(record)
@@ -288,7 +346,7 @@ class EngineService:
 
     def _start_timeout(self, job: Job) -> None:
         submit = job.submit
-        if submit.id in self._jobs:
+        if submit.id in self._jobs and not self._stopped:
             self._timeouts[submit.id] = self._clock.callLater(submit.timeout, self._time_is_up, submit)
 
     def _time_is_up(self, submit: Submit) -> None:

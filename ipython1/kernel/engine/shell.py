@@ -21,6 +21,7 @@ from zope.interface import implementer
 from ipython1.kernel.engine.interactive import NoInput, QuietShell, bundle
 from ipython1.kernel.engine.mainloop import format_traceback, user_code
 from ipython1.kernel.engine.output import OUTPUT_LIMIT, OutputBuffer, OutputStream
+from ipython1.kernel.engine.plain import ShortCuts
 from ipython1.kernel.interfaces import IShell
 from ipython1.kernel.wire.records import pack
 
@@ -73,6 +74,7 @@ class EngineShell:
         self._output: OutputBuffer | None = None
         self._record: _Record | None = None
         self._records: deque[_Record] = deque()
+        self._records_size = 0  # of all but the last
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cells: dict[str, None] = {}
         self._silent_cells = 0
@@ -81,6 +83,7 @@ class EngineShell:
         if own_main:
             os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         self.ip = QuietShell(self.show, own_main)
+        self._cuts = ShortCuts(self.ip)
         self._last = self.user_ns.get("_")  # what _ is, unless the user has a _
         self._module_facts = {k: v for k, v in self.user_ns.items() if k.startswith("__")}
         self._streams = self._own_streams()
@@ -191,13 +194,18 @@ class EngineShell:
         self._trigger("pre_execute")
         self._trigger("pre_run_cell", info)
         try:
-            cell = info.transformed_cell = user_code(self.ip.transform_cell, code)
+            cell = self._cuts.translate(code)
+            if cell is None:
+                cell = user_code(self.ip.transform_cell, code)
+            info.transformed_cell = cell
             record.facts["input"]["translated"] = cell.rstrip("\n")
             value = self._evaluate(cell, self._cell_name(record.facts["number"], filename, cell), silent)
             if value is not None and not silent:
                 outcome.result = value
                 self._remember(value)
-                data, _ = user_code(self.ip.display_formatter.format, value)
+                data = self._cuts.format(value)
+                if data is None:
+                    data, _ = user_code(self.ip.display_formatter.format, value)
                 record.facts["result"] = bundle(data)
         except BaseException as error:
             outcome.error_in_exec = error
@@ -226,7 +234,7 @@ class EngineShell:
             value = user_code(eval, code, self.user_ns)
             if code.co_flags & inspect.CO_COROUTINE:
                 value = self.run_coroutine(value)
-        if last is None or self.ip.displayhook.semicolon_at_end_of_expression(cell):
+        if last is None or (";" in cell and self.ip.displayhook.semicolon_at_end_of_expression(cell)):
             return None
         return value
 
@@ -277,6 +285,7 @@ class EngineShell:
         self._last = self.user_ns.get("_")
         self._streams = self._own_streams()
         self._records.clear()
+        self._records_size = 0
         self.execution_count = 0
 
     # -- output --------------------------------------------------------------------
@@ -316,9 +325,10 @@ class EngineShell:
             print(data.get("text/plain", ""))
 
     def _keep(self, record: _Record) -> None:
-        size = sum(old.size for old in self._records)
-        while self._records and (len(self._records) >= RECORDS_KEPT or size > RECORDS_SIZE):
-            size -= self._records.popleft().size
+        if self._records:  # it has ended, and grows no more
+            self._records_size += self._records[-1].size
+        while self._records and (len(self._records) >= RECORDS_KEPT or self._records_size > RECORDS_SIZE):
+            self._records_size -= self._records.popleft().size
         self._records.append(record)
 
     def recall(self, number: int | None = None) -> dict[str, Any] | None:

@@ -7,13 +7,14 @@ nothing in the middle has to store a whole blob.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ipython1.kernel.error import SerializationError
 from ipython1.kernel.interfaces import IBlobStore
 from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Part, Record
 
@@ -21,6 +22,10 @@ from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Part
 WINDOW = 4 * CHUNK_SIZE
 #: Blobs of one sender on the way at the same time, at most.
 ACTIVE = 8
+#: Parts of one record, at most: it must stay small.
+PARTS_LIMIT = 20_000
+#: Offset of the `Chunk` that tells that a blob will never be whole.
+LOST = -1
 
 Buffer = Union[bytes, bytearray, memoryview]
 
@@ -61,7 +66,7 @@ class ChunkStore:
         self._send = send
         self._held: dict[str, memoryview] = {}
         self._outgoing: dict[str, _Outgoing] = {}
-        self._waiting: deque[str] = deque()
+        self._waiting: dict[str, None] = {}
         self._incoming: dict[str, _Incoming] = {}
 
     # -- sending --------------------------------------------------------------
@@ -70,12 +75,13 @@ class ChunkStore:
         """Send `data` (bytes, not changed any more) as `blob`, and hold it until `release`."""
         self._held[blob] = data
         self._outgoing.pop(blob, None)
-        self._waiting.append(blob)
+        self._waiting[blob] = None
         self._start_waiting()
 
     def release(self, blob: str) -> None:
         """Nobody will want `blob` any more."""
         self._held.pop(blob, None)
+        self._waiting.pop(blob, None)
         if self._outgoing.pop(blob, None) is not None:
             self._start_waiting()
 
@@ -105,8 +111,9 @@ class ChunkStore:
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._outgoing) < ACTIVE:
-            blob = self._waiting.popleft()
-            if blob in self._held and blob not in self._outgoing:
+            blob = next(iter(self._waiting))
+            del self._waiting[blob]
+            if blob not in self._outgoing:
                 self._outgoing[blob] = outgoing = _Outgoing(self._held[blob])
                 self._go_on(blob, outgoing)
 
@@ -119,11 +126,23 @@ class ChunkStore:
     # -- receiving --------------------------------------------------------------
 
     def expect(self, blob: str, size: int) -> Deferred[Buffer]:
-        """The bytes of `blob`, of which `size` will come; asks for what is missing, also again."""
+        """The bytes of `blob`, of which `size` will come; asks for what is missing, also again.
+
+        The Deferred fails with a `MemoryError` where there is no room for
+        them, and with a `ConnectionError` where the sender is gone.
+        """
+        deferred: Deferred[Buffer] = Deferred()
         incoming = self._incoming.get(blob)
         if incoming is None:
-            incoming = self._incoming[blob] = _Incoming(size)
-        deferred: Deferred[Buffer] = Deferred()
+            try:
+                incoming = _Incoming(size)
+            except (MemoryError, OverflowError):
+                deferred.errback(MemoryError(f"no room for {size} bytes"))
+                return deferred
+            if not size:
+                deferred.callback(incoming.data)
+                return deferred
+            self._incoming[blob] = incoming
         incoming.deferreds.append(deferred)
         self.ask_again(blob)
         return deferred
@@ -133,6 +152,11 @@ class ChunkStore:
         if blob in self._incoming:
             self._send(Grant(blob, self._incoming[blob].have))
 
+    def ask_for_all(self) -> None:
+        """Tell the sender how far all expected blobs are: it may have lost count while the link was."""
+        for blob in self._incoming:
+            self.ask_again(blob)
+
     def drop(self, blob: str) -> None:
         """Expect `blob` no longer."""
         self._incoming.pop(blob, None)
@@ -140,6 +164,9 @@ class ChunkStore:
     def chunk_received(self, chunk: Chunk) -> None:
         """Take a chunk; one of a blob not expected is refused, a repeated one dropped."""
         incoming = self._incoming.get(chunk.blob)
+        if chunk.offset == LOST:
+            self._lost(chunk.blob)
+            return
         if incoming is None:
             self._send(Grant(chunk.blob, -1))
             return
@@ -153,6 +180,12 @@ class ChunkStore:
             for deferred in incoming.deferreds:
                 deferred.callback(incoming.data)
 
+    def _lost(self, blob: str) -> None:
+        incoming = self._incoming.pop(blob, None)
+        if incoming is not None:
+            for deferred in incoming.deferreds:
+                deferred.errback(ConnectionError("its sender died before all of it was here"))
+
 
 def split_parts(
     parts: Iterable[Buffer], name: str, inline_limit: int
@@ -161,6 +194,11 @@ def split_parts(
 
     Everything is copied once: what the caller does to its objects afterwards
     changes nothing. Blobs are called ``name/0``, ``name/1``, ...
+
+    Raises
+    ------
+    SerializationError
+        There are more than `PARTS_LIMIT` parts.
     """
     split: list[Part] = []
     blobs: dict[str, memoryview] = {}
@@ -174,11 +212,22 @@ def split_parts(
         else:
             inline += len(data)
             split.append(data)
+        if len(split) > PARTS_LIMIT:
+            reason = f"it holds more than {PARTS_LIMIT} large arrays; put them into one"
+            raise SerializationError(what="The object", reason=reason)
     return tuple(split), blobs
 
 
-def gather_parts(store: Any, parts: Sequence[Part], done: Callable[[list[Buffer]], None]) -> None:
-    """Call `done` with all `parts` as buffers, at once where no blob is among them."""
+def gather_parts(
+    store: Any,
+    parts: Sequence[Part],
+    done: Callable[[list[Buffer]], None],
+    failed: Callable[[Exception], None],
+) -> None:
+    """Call `done` with all `parts` as buffers, at once where no blob is among them.
+
+    Where one of them cannot be had, `failed` is called, once.
+    """
     buffers: list[Any] = list(parts)
     missing = [i for i, part in enumerate(parts) if isinstance(part, BlobRef)]
     if not missing:
@@ -190,8 +239,17 @@ def gather_parts(store: Any, parts: Sequence[Part], done: Callable[[list[Buffer]
         nonlocal left
         buffers[index] = data
         left -= 1
-        if not left:
+        if left == 0:
             done(buffers)
 
+    def lost(failure: Failure) -> None:
+        nonlocal left
+        if left > 0:
+            left = -1  # none of the others counts any more
+            for index in missing:
+                store.drop(parts[index].blob)  # type: ignore[union-attr]
+            failed(cast(Exception, failure.value))
+
     for index in missing:
-        store.expect(*parts[index]).addCallback(arrived, index)
+        if left > 0:
+            store.expect(*parts[index]).addCallbacks(arrived, lost, (index,))

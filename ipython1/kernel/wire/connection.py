@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,10 @@ from ipython1.kernel.wire.session import Session
 #: Seconds before the second, and between later attempts to dial.
 FIRST_DELAY = 0.05
 MAX_DELAY = 5.0
+#: Seconds after which a link has lasted: when it is lost, the first attempt comes at once.
+LASTING = 1.0
+#: How much longer each delay is than the one before; a controller that is back waits that much for us.
+GROWTH = 1.5
 #: Seconds that closing waits for the last records to arrive.
 DRAIN_TIME = 2.0
 
@@ -84,9 +89,11 @@ class Connection:
         self._on_lost = lost
         self._grace = grace
         self._session = Session(clock, self._receive)
-        self._fresh = True  # nothing was said in this session yet
+        self._welcomed = ""  # id of the session that the controller has confirmed
+        self._next = self._session.id  # ... of the one it opens where it does not know that
         self._early: list[bytes] | None = None  # batches that overtook the welcome
         self._delay = FIRST_DELAY
+        self._linked_at = 0.0
         self._give_up_at = 0.0
         self._redial: Any = None
         self._stopped = False
@@ -149,7 +156,13 @@ class Connection:
         self._redial = None
         self._early = []
         hello = Hello(
-            PROTOCOL, __version__, self._kind, self._session.id, self._session.received, pack(self._detail())
+            PROTOCOL,
+            __version__,
+            self._kind,
+            self._welcomed,
+            self._next,
+            self._session.received,
+            pack(self._detail()),
         )
         deferred = self._dialer.dial(encode(hello), self)
         deferred.addCallback(self._answered)
@@ -166,11 +179,12 @@ class Connection:
             link.close()
             return
         resumed = record.resumed
-        if not resumed and not self._fresh:
-            self._session.end()
-            self._session = Session(self._clock, self._receive, id=self._session.id)
-        self._fresh = False
-        self._delay = FIRST_DELAY
+        if not resumed:
+            if self._welcomed:
+                self._session.end()
+                self._session = Session(self._clock, self._receive, id=self._next)
+            self._welcomed, self._next = self._next, uuid.uuid4().hex
+        self._linked_at = self._clock.seconds()
         try:
             self._session.attach(link, record.received)
         except WireError:
@@ -191,15 +205,20 @@ class Connection:
             reason = ConnectionFailed(address=self._dialer.address, reason=str(reason))
         now = self._clock.seconds()
         # Once welcomed, we know the certificate: who else is there now may go again.
-        final = isinstance(reason, FINAL) or (self._fresh and isinstance(reason, error.WrongController))
+        final = isinstance(reason, FINAL) or (
+            not self._welcomed and isinstance(reason, error.WrongController)
+        )
         if final or now >= self._give_up_at:
             self.stop()
             self._on_lost(reason)
             return
+        self._redial = self._clock.callLater(min(self._back_off(), self._give_up_at - now), self._dial)
+
+    def _back_off(self) -> float:
         # Jitter, lest a thousand engines knock at the same moment after a restart.
-        delay = min(self._delay * random.uniform(0.75, 1.25), max(self._give_up_at - now, 0.0))
-        self._delay = min(self._delay * 2, MAX_DELAY)
-        self._redial = self._clock.callLater(delay, self._dial)
+        delay = self._delay * random.uniform(0.75, 1.25)
+        self._delay = min(self._delay * GROWTH, MAX_DELAY)
+        return delay
 
     # -- what links say -----------------------------------------------------------
 
@@ -228,8 +247,14 @@ class Connection:
         dialling = self._early is not None or self._redial is not None
         if self._stopped or self._session.linked or dialling:
             return
-        self._give_up_at = self._clock.seconds() + self._grace
-        self._redial = self._clock.callLater(0, self._dial)
+        now = self._clock.seconds()
+        self._give_up_at = now + self._grace
+        delay = 0.0
+        if now - self._linked_at >= LASTING:
+            self._delay = FIRST_DELAY
+        else:  # links that don't last are no reason to dial without a pause
+            delay = self._back_off()
+        self._redial = self._clock.callLater(delay, self._dial)
 
     def _receive(self, raw: bytes) -> None:
         self._on_record(decode(raw), raw)

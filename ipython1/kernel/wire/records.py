@@ -26,6 +26,8 @@ INLINE_LIMIT = 64 * 1024
 CHUNK_SIZE = 1024 * 1024
 #: Largest encoded record the decoder takes.
 RECORD_LIMIT = 4 * 1024 * 1024
+#: Engine ids are below this, and no record has more targets.
+ENGINES_LIMIT = 65536
 
 
 class BlobRef(NamedTuple):
@@ -53,13 +55,19 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hello(Record):
-    """Opens or resumes a session. `received`: last number seen from the peer."""
+    """Resumes `session`, where the controller knows it, else opens `fresh`.
+
+    `received`: number of the last record of `session` seen from the peer. Two
+    names, because the answer may be lost: who then asks again for the session
+    before must not be taken for one who knows the new one.
+    """
 
     tag: ClassVar[int] = 0
     protocol: int
     version: str
     kind: str  # 'multiengine', 'task', 'view', 'engine' or 'nanny'
-    session: str
+    session: str  # empty: none yet
+    fresh: str
     received: int
     detail: bytes  # msgpack map, by kind
 
@@ -89,7 +97,12 @@ class Refusal(Record):
 
 @dataclass(frozen=True, slots=True)
 class Submit(Record):
-    """One operation for each of `targets`. The controller forwards it as it came."""
+    """One operation for each of `targets`. The controller forwards it as it came.
+
+    Sent again to a controller that does not know of it, `again` has the uuid
+    of the process behind each target when it was first sent (empty: unknown).
+    Another process must not run it: the first one may have.
+    """
 
     tag: ClassVar[int] = 10
     id: str
@@ -100,6 +113,7 @@ class Submit(Record):
     timeout: float  # seconds of running, 0: none
     args: bytes  # msgpack map, small, by operation
     parts: Parts
+    again: Ids = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +169,8 @@ class Result(Record):
     """The end of one command on one engine.
 
     `status` is ``ok`` (parts: what the operation returns), ``error`` (one
-    part: an encoded `RemoteFailure`) or ``unknown`` (answer to `Fetch`).
+    part: an encoded `RemoteFailure`) or ``unknown`` (answer to `Fetch`). One
+    that the controller makes up has no events.
     """
 
     tag: ClassVar[int] = 20
@@ -191,7 +206,7 @@ class Event(Record):
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Record):
-    """Bytes of a blob from `offset` on."""
+    """Bytes of a blob from `offset` on; -1: its sender died, no more will come."""
 
     tag: ClassVar[int] = 30
     blob: str
@@ -275,6 +290,10 @@ class Order(Record):
 
 R = TypeVar("R", bound=Record)
 
+_STR = frozenset({str})
+_INT = frozenset({int})
+_BYTES = frozenset({bytes})
+
 
 def _plain(kind: type) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
@@ -291,18 +310,23 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _tuple_of(kind: type) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if type(value) is not tuple or any(type(item) is not kind for item in value):
-            raise WireError(reason=f"expected an array of {kind.__name__}")
-        return value
+def _ids(value: Any) -> Ids:
+    if type(value) is not tuple or not _STR.issuperset(map(type, value)):
+        raise WireError(reason="expected an array of str")
+    return value
 
-    return check
+
+def _targets(value: Any) -> Targets:
+    if type(value) is not tuple or len(value) > ENGINES_LIMIT or not _INT.issuperset(map(type, value)):
+        raise WireError(reason=f"expected an array of at most {ENGINES_LIMIT} engine ids")
+    return value
 
 
 def _parts(value: Any) -> Parts:
     if type(value) is not tuple:
         raise WireError(reason="parts must be an array")
+    if _BYTES.issuperset(map(type, value)):
+        return value
     return tuple(item if type(item) is bytes else _blob_ref(item) for item in value)
 
 
@@ -321,22 +345,42 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "bytes": _plain(bytes),
     "float": _number,
     "Parts": _parts,
-    "Ids": _tuple_of(str),
-    "Targets": _tuple_of(int),
+    "Ids": _ids,
+    "Targets": _targets,
 }
 
-_SHAPES: dict[int, tuple[type[Record], tuple[Callable[[Any], Any], ...]]] = {
-    cls.tag: (cls, tuple(_CHECKS[str(f.type)] for f in dataclasses.fields(cls)))  # type: ignore[arg-type]
-    for cls in Record.__subclasses__()
-}
+#: What msgpack makes of the fields.
+_TYPES = {"int": int, "str": str, "bool": bool, "bytes": bytes, "float": float}
 
-_FIELDS = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls, _ in _SHAPES.values()}  # type: ignore[arg-type]
+
+class _Shape(NamedTuple):
+    cls: type[Record]
+    names: tuple[str, ...]
+    checks: tuple[Callable[[Any], Any], ...]
+    types: tuple[type, ...]  # of all items, the tag first
+    arrays: tuple[int, ...]  # which of them need more than a look at the type
+
+
+def _shape(cls: type[Record]) -> _Shape:
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    types = tuple(_TYPES.get(str(field.type), tuple) for field in fields)
+    return _Shape(
+        cls,
+        tuple(field.name for field in fields),
+        tuple(_CHECKS[str(field.type)] for field in fields),
+        (int, *types),
+        tuple(i for i, kind in enumerate(types) if kind is tuple),
+    )
+
+
+_BY_CLASS = {cls: _shape(cls) for cls in Record.__subclasses__()}
+_BY_TAG = {cls.tag: shape for cls, shape in _BY_CLASS.items()}
 
 
 def encode(record: Record) -> bytes:
     """One record as bytes."""
     cls = type(record)
-    packed: bytes = msgpack.packb([cls.tag, *(getattr(record, name) for name in _FIELDS[cls])])
+    packed: bytes = msgpack.packb([cls.tag, *[getattr(record, name) for name in _BY_CLASS[cls].names]])
     return packed
 
 
@@ -351,13 +395,19 @@ def decode(raw: bytes) -> Record:
     items = unpack(raw)
     if type(items) is not tuple or not items or type(items[0]) is not int:
         raise WireError(reason="not a record")
-    shape = _SHAPES.get(items[0])
+    shape = _BY_TAG.get(items[0])
     if shape is None:
         raise WireError(reason=f"unknown record tag {items[0]}")
-    cls, checks = shape
-    if len(items) != len(checks) + 1:
-        raise WireError(reason=f"{cls.__name__} has {len(checks)} fields, got {len(items) - 1}")
-    return cls(*(check(item) for check, item in zip(checks, items[1:], strict=True)))
+    cls, names, checks, types, arrays = shape
+    if len(items) != len(types):
+        raise WireError(reason=f"{cls.__name__} has {len(names)} fields, got {len(items) - 1}")
+    fields = list(items[1:])
+    if tuple(map(type, items)) == types:  # the usual case, quickly
+        for i in arrays:
+            fields[i] = checks[i](fields[i])
+    else:
+        fields = [check(item) for check, item in zip(checks, fields, strict=True)]
+    return cls(*fields)
 
 
 def decode_as(cls: type[R], raw: bytes) -> R:
@@ -405,8 +455,11 @@ def encode_failure(failure: RemoteFailure) -> bytes:
 
 def decode_failure(raw: bytes, engine: int, method: str) -> RemoteFailure:
     """The inverse of `encode_failure`."""
-    try:
-        ename, evalue, traceback, pickled, facts = msgpack.unpackb(raw, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise WireError(reason=f"not a failure ({type(error).__name__})") from None
+    items = unpack(raw)
+    if type(items) is not tuple or len(items) != 5:
+        raise WireError(reason="not a failure")
+    ename, evalue, traceback, pickled, facts = items
+    texts = all(type(text) is str for text in (ename, evalue, traceback))
+    if not texts or type(pickled) is not bytes or type(facts) is not dict:
+        raise WireError(reason="not a failure")
     return RemoteFailure(ename, evalue, traceback, pickled, facts, engine, method)

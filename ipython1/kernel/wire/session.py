@@ -228,7 +228,7 @@ class Session:
 
     def link_lost(self, link: ILink | None) -> None:
         """The present link is gone; older ones don't matter."""
-        if link is not self._link:
+        if self._link is None or link is not self._link:
             return
         self._link = None
         self._cancel_timers()

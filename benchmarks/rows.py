@@ -1,0 +1,234 @@
+"""The lines of the table: what is measured, in which unit, and what it means."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks import limits, works
+from benchmarks.systems.base import System
+from benchmarks.works import MB
+
+Run = Callable[[System, works.Context], list[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes
+    ----------
+    key, group, title, unit : str
+    run : callable
+        Measures it; the values of one session, each already checked. None: the session itself does.
+    meaning : str
+        What a reader should know.
+    less : bool
+        Whether less is better.
+    limit : str
+        The key of the physical limit that stands beside it.
+    """
+
+    key: str
+    group: str
+    title: str
+    unit: str
+    run: Run | None = None
+    meaning: str = ""
+    less: bool = True
+    limit: str = ""
+
+
+_GROWING = (10, 100, 1_000, 10_000, 100_000)
+_TASKS = (100, 1_000, 10_000, 100_000)
+_BULK = (8 * MB, 80 * MB, 400 * MB)
+
+LIFE = [
+    Row(
+        "first-result",
+        "start",
+        "start to first result of all engines",
+        "s",
+        meaning="From the call that starts the system, in a process that has imported its library, "
+        "to a result of every engine.",
+    ),
+    Row("stop", "start", "stop", "s", meaning="Until it says so and no engine is left."),
+    Row(
+        "engine-memory",
+        "memory",
+        "memory of one idle engine",
+        "B",
+        meaning="What one engine has for itself alone (USS), the median of all, after one call.",
+    ),
+    Row(
+        "head-memory",
+        "memory",
+        "memory of the scheduler, idle",
+        "B",
+        meaning="USS of all processes that schedule. Dask's is the client's own, with all it has imported.",
+    ),
+]
+
+
+def _size(n: int) -> str:
+    return f"{n // MB} MB" if n >= MB else f"{n} B"
+
+
+def _transfer_rows() -> list[Row]:
+    rows = []
+    directions = [
+        ("push", works.push, "to one engine", "to all"),
+        ("pull", works.pull, "from one engine", "from all"),
+    ]
+    for name, run, *wheres in directions:
+        for n in (8, *_BULK):
+            for engine, where in zip((0, None), wheres, strict=True):
+                rows.append(
+                    Row(
+                        f"{name}-{_size(n).replace(' ', '')}-{'all' if engine is None else 'one'}",
+                        name,
+                        f"{name} {_size(n)} {where}",
+                        "s" if n < MB else "B/s",
+                        partial(run, n, engine),
+                        less=n < MB,
+                        limit="ping-unix" if n < MB else f"memcpy-{n // MB}MB",
+                    )
+                )
+    return rows
+
+
+WORK = [
+    Row(
+        "execute-one",
+        "latency",
+        "execute, one engine",
+        "s",
+        partial(works.latency_of_execute, 0),
+        limit="ping-unix",
+    ),
+    Row("execute-all", "latency", "execute, all engines", "s", partial(works.latency_of_execute, None)),
+    Row(
+        "apply-one",
+        "latency",
+        "apply, one engine",
+        "s",
+        partial(works.latency_of_apply, 0),
+        limit="ping-unix",
+    ),
+    Row("apply-all", "latency", "apply, all engines", "s", partial(works.latency_of_apply, None)),
+    Row(
+        "pipelined",
+        "pipelined",
+        "small commands to one engine, not waiting",
+        "/s",
+        works.pipelined,
+        "2,000 calls submitted one after the other, then all results read.",
+        less=False,
+    ),
+    *[
+        Row(
+            f"outstanding-{n}",
+            "outstanding",
+            f"one command, {n:,} outstanding",
+            "s",
+            partial(works.outstanding, n),
+            "The time of so many calls to one engine, submitted before any result is read, by their number."
+            if n == _GROWING[0]
+            else "",
+        )
+        for n in _GROWING
+    ],
+    *[
+        Row(
+            f"tasks-{n}-{'default' if chunk is None else chunk}",
+            "tasks",
+            f"{n:,} tasks, {'default chunk' if chunk is None else 'one at a time'}",
+            "/s",
+            partial(works.tasks, n, chunk),
+            less=False,
+        )
+        for chunk in (1, None)
+        for n in _TASKS
+    ],
+    *_transfer_rows(),
+    Row(
+        "scatter-80MB",
+        "scatter",
+        "scatter 80 MB",
+        "B/s",
+        partial(works.scatter, 80 * MB),
+        less=False,
+        limit="memcpy-80MB",
+    ),
+    Row(
+        "gather-80MB",
+        "gather",
+        "gather 80 MB",
+        "B/s",
+        partial(works.gather, 80 * MB),
+        "Into one array.",
+        less=False,
+        limit="memcpy-80MB",
+    ),
+    Row("dict-push", "dict", "push a dict of 200,000 items", "s", partial(works.push_mapping, 200_000)),
+    Row("dict-pull", "dict", "pull a dict of 200,000 items", "s", partial(works.pull_mapping, 200_000)),
+    Row(
+        "results-memory",
+        "results",
+        "memory the scheduler keeps after 5,000 results of 100 KB",
+        "B",
+        works.memory_of_results,
+        "Growth of its USS after all results were read and dropped. Below 0: it had more before.",
+    ),
+    Row(
+        "death",
+        "death",
+        "kill -9 of an engine to the error",
+        "s",
+        works.death,
+        "The process that runs an addressed command is killed; until waiting for the command raises.",
+    ),
+]
+
+
+def _limit(run: Callable[..., list[float]], *args: Any) -> Run:
+    return lambda system, context: run(*args, context.count(200 if run is limits.ping_pong else 7))
+
+
+def _bulk_limit(run: Callable[..., list[float]], n: int, *args: Any) -> Run:
+    return lambda system, context: run(*args, context.size(n), context.count(7))
+
+
+LIMITS = [
+    Row("ping-tcp", "limits", "TCP ping-pong over loopback", "s", _limit(limits.ping_pong, socket.AF_INET)),
+    Row("ping-unix", "limits", "Unix socket ping-pong", "s", _limit(limits.ping_pong, socket.AF_UNIX)),
+    *[
+        Row(
+            f"{key}-{_size(n).replace(' ', '')}",
+            "limits",
+            f"{title} of {_size(n)}",
+            "B/s",
+            _bulk_limit(run, n, *args),
+            less=False,
+        )
+        for key, title, run, args, sizes in (
+            ("memcpy", "memcpy, warm", limits.copy_rate, (), _BULK),
+            ("fresh", "memcpy into fresh memory", limits.fresh_copy_rate, (), _BULK[1:]),
+            ("unix", "Unix socket copy", limits.socket_rate, (socket.AF_UNIX,), _BULK[1:2]),
+            ("tcp", "TCP copy over loopback", limits.socket_rate, (socket.AF_INET,), _BULK[1:2]),
+        )
+        for n in sizes
+    ],
+]
+
+ROWS = [*LIFE, *WORK]
+
+
+def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """The rows whose group is named, or whose key begins with a name; all where none is."""
+    if not only:
+        return list(rows)
+    return [row for row in rows if any(row.group == name or row.key.startswith(name) for name in only)]
