@@ -77,13 +77,22 @@ def kill_group(leader: int, number: int = signal.SIGKILL) -> None:
         pass
 
 
-def redirect(log: Path | None) -> None:
-    """Take fd 0 from /dev/null and, where `log` is given, append fds 1 and 2 to that file (0600)."""
+def redirect(log: Path | None, out: Path | None = None) -> None:
+    """Take fd 0 from /dev/null and, where `log` is given, append fds 1 and 2 to that file (0600).
+
+    Where `out` is given, fd 1 is appended to that one. What was written can be read back from the fds.
+    """
     _replace(os.open(os.devnull, os.O_RDONLY), 0)
     if log is not None:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        file = _appendable(log)
         os.dup2(file, 1)
         _replace(file, 2)
+    if out is not None:
+        _replace(_appendable(out), 1)
+
+
+def _appendable(log: Path) -> int:
+    return os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def _replace(source: int, target: int) -> None:

@@ -29,6 +29,7 @@ from ipython1.kernel.error import LaunchError
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import ILauncher
 from ipython1.kernel.processes import exit_words
+from ipython1.kernel.wire.segments import sweep
 from ipython1.launch.report import Report
 from ipython1.launch.signals import Signals
 from ipython1.launch.state import State, birth, remove_traces
@@ -229,6 +230,7 @@ class Supervisor:
                 part.stop()
             except KeyboardInterrupt:
                 part.stop()  # asked for a second time: at once
+        sweep()
         if self._keeps_state:
             remove_traces(self._files)
             if self.state.temporary:

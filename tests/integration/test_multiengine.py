@@ -31,6 +31,7 @@ from ipython1.kernel.error import (
     WrongController,
 )
 from ipython1.kernel.files import ClusterFiles
+from ipython1.kernel.wire.segments import user_folder
 
 from .conftest import ReactorThread
 
@@ -499,3 +500,61 @@ def test_a_pool_of_processes_on_an_engine_ends(mec: MultiEngineClient) -> None:
             return pool.map(abs, [-1, 2])
 
     assert mec.apply(absolutes, targets=0, block=False).result(timeout=30) == [[1, 2]]
+
+
+# -- shared memory ----------------------------------------------------------------------------
+
+
+def segments() -> list[str]:
+    """What is in our folder of shared memory, but for the host's token."""
+    folder = user_folder()
+    assert folder is not None
+    return [f"{path.parent.name}/{path.name}" for path in folder.glob("*/*") if path.name != "owner"]
+
+
+@pytest.mark.skipif(user_folder() is None, reason="there is no shared memory here")
+def test_bulk_bytes_cross_once_through_shared_memory(mec: MultiEngineClient) -> None:
+    array = np.arange(2_000_000)
+    mec.push({"shared": array})
+    assert len(segments()) >= 1
+    mec.execute("shared += engine_id")
+    pulled = mec["shared"]
+    for engine, back in enumerate(pulled):
+        assert np.array_equal(back, array + engine)
+        back += 1
+    assert [int(back[0]) for back in mec["shared"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(user_folder() is None, reason="there is no shared memory here")
+def test_views_of_shared_memory_keep_their_bytes(mec: MultiEngineClient) -> None:
+    """Later transfers reuse segments, but never one that somebody still sees."""
+    kept = {}
+    for i in range(20):
+        mec.push({f"v{i}": np.full(500_000, i), "other": np.full(500_000, -1)})
+        mec.execute(f"w{i} = v{i}[1000:1010]; del v{i}")
+        kept[i] = mec.pull("other", targets=i % 4)[0][:7]
+    for i in range(20):
+        assert (kept[i] == -1).all()
+        assert all((part == i).all() for part in mec[f"w{i}"])
+    mec.reset()
+
+
+@pytest.mark.skipif(user_folder() is None, reason="there is no shared memory here")
+def test_what_killed_processes_leave_in_shared_memory_is_swept(
+    mec: MultiEngineClient, furl_file: str
+) -> None:
+    code = """
+        import os, signal
+        import numpy as np
+        from ipython1.kernel import client
+        mec = client.MultiEngineClient()
+        mec.push({"left": np.zeros(1_000_000)}, targets=0)
+        pending = mec.push({"left": np.ones(1_000_000)}, targets=0, block=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    before = {name.split("/")[0] for name in segments()}
+    assert run_script(code, furl_file).returncode == -9
+    deadline = time.monotonic() + 15
+    while {name.split("/")[0] for name in segments()} - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

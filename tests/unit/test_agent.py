@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from ipython1 import __version__
 from ipython1.kernel.engine import agent
-from ipython1.kernel.engine.agent import USAGE_INTERVAL, Agent
+from ipython1.kernel.engine.agent import ROUND_INTERVAL, Agent
 from ipython1.kernel.engine.nanny import REMEMBERED, log_path
 from ipython1.kernel.error import NobodyListening
 from ipython1.kernel.interfaces import IDialer, ILinkSink
@@ -154,14 +154,14 @@ def test_only_so_many_deaths_are_remembered(house: House) -> None:
 
 def test_usage_is_reported_while_there_is_a_link(house: House) -> None:
     house.agent.heard({"engines": {"a": os.getpid(), "gone": 2**22 + 1}})  # no pid is that high
-    house.settle(2 * USAGE_INTERVAL)
+    house.settle(2 * ROUND_INTERVAL)
     usages = [unpack_map(record.table) for record in house.controller.records if isinstance(record, Usage)]
     assert len(usages) == 2
     [(name, (cpu, rss))] = usages[-1].items()
     assert (name, cpu >= 0, rss > 1_000_000) == ("a", True, True)
     house.controller.there = False
     house.controller.cut()
-    house.settle(2 * USAGE_INTERVAL)
+    house.settle(2 * ROUND_INTERVAL)
     house.controller.there = True
     house.settle(1.0)
     assert len(house.controller.records) == 2
@@ -194,7 +194,7 @@ def test_what_was_told_arrives_before_the_end(house: House) -> None:
     house.settle()
     assert house.finished == [True]
     assert house.controller.records == [Exited("a", "stopped on request", "", False)]
-    house.settle(3 * USAGE_INTERVAL)
+    house.settle(3 * ROUND_INTERVAL)
     assert len(house.controller.records) == 1
 
 

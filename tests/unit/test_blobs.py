@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 
 from ipython1.kernel.interfaces import IBlobStore
 from ipython1.kernel.wire import blobs as blobs_module
-from ipython1.kernel.wire.blobs import ACTIVE, LOST, WINDOW, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.blobs import ACTIVE, LOST, WINDOW, ChunkStore, gather_parts
 from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Record
 
 
@@ -122,14 +122,14 @@ def test_chunks_past_the_end_are_dropped() -> None:
 
 def test_large_parts_leave_the_record_and_all_is_copied() -> None:
     large, small = bytearray(content(100_000)), bytearray(b"small")
-    parts, blobs = split_parts([small, memoryview(large)], "id/s0", 64 * 1024)
+    parts, blobs = Ends().sender.split([small, memoryview(large)], "id/s0", 64 * 1024)
     assert parts == (b"small", BlobRef("id/s0/0", 100_000))
     large[:] = bytes(100_000)
     assert bytes(blobs["id/s0/0"]) == content(100_000)
 
 
 def test_many_middling_parts_do_not_make_a_huge_record() -> None:
-    parts, blobs = split_parts([bytes(30_000)] * 10, "id", 64 * 1024)
+    parts, blobs = Ends().sender.split([bytes(30_000)] * 10, "id", 64 * 1024)
     inline = sum(len(part) for part in parts if isinstance(part, bytes))
     assert inline < 64 * 1024
     assert len(blobs) == 8

@@ -145,13 +145,16 @@ def _open(furl: FURLSpec, cluster: str, timeout: float, kind: str = "multiengine
     """
     from ipython1.kernel.client.bridge import get_bridge
     from ipython1.kernel.client.core import ClientCore
+    from ipython1.kernel.wire.arena import Arena
     from ipython1.kernel.wire.links import FoolscapDialer
+    from ipython1.kernel.wire.shared import SharedMemory
 
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
     found = find_furl(furl, kind=kind, cluster=cluster)
     bridge = get_bridge()
-    core = ClientCore(bridge.reactor, bridge, FoolscapDialer(found, connect_timeout=timeout), kind)
+    dialer = FoolscapDialer(found, connect_timeout=timeout)
+    core = ClientCore(bridge.reactor, bridge, dialer, kind, SharedMemory(Arena()))
     opened = core.open()
     try:
         core.wait(opened, None)  # the dialer keeps to the timeout

@@ -26,7 +26,7 @@ from ipython1.kernel.error import (
     SerializationError,
 )
 from ipython1.kernel.interfaces import IDialer
-from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
@@ -51,9 +51,12 @@ from ipython1.kernel.wire.records import (
     unpack,
     unpack_map,
 )
+from ipython1.kernel.wire.shared import SharedMemory
 
 #: Bytes of an operation's small arguments, such as the names to pull.
 ARGS_LIMIT = 2 * 1024 * 1024
+#: Seconds between two looks at shared memory that may be given back.
+TRIM_INTERVAL = 1.0
 #: Seconds a client looks for a controller that was there before.
 CONTROLLER_GRACE = 60.0
 #: Results may be told as received together: after so many seconds, or so many of them.
@@ -120,9 +123,18 @@ class ClientCore:
         Ways to the controller.
     kind : str
         What the FURL allows us to be: multiengine, task or view.
+    shared : SharedMemory, optional
+        Used for bulk bytes, and closed with the connection.
     """
 
-    def __init__(self, clock: Any, bridge: IBridge, dialer: IDialer, kind: str = "multiengine") -> None:
+    def __init__(
+        self,
+        clock: Any,
+        bridge: IBridge,
+        dialer: IDialer,
+        kind: str = "multiengine",
+        shared: SharedMemory | None = None,
+    ) -> None:
         self.client_id = uuid.uuid4().hex[:12]
         self.pending: dict[str, PendingResult] = {}
         #: stop_on_error epoch: grows with each failure this client has seen.
@@ -154,7 +166,9 @@ class ClientCore:
             lost=self._lost,
             grace=CONTROLLER_GRACE,
         )
-        self._blobs = ChunkStore(self._connection.send)
+        self._shared = shared
+        self._trim_call: Any = None
+        self._blobs = ChunkStore(self._connection.send, shared)
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
             Result: self._arrived,
             Event: self._arrived,
@@ -240,11 +254,15 @@ class ClientCore:
         if len(packed) > ARGS_LIMIT:
             raise SerializationError(what="The list of arguments", reason=f"it has {len(packed)} bytes")
         stop = self.epoch if stop_on_error else -1
-        for number, (targets, parts) in enumerate(submits):
-            split, blobs = split_parts(parts, f"{id}/s{number}", INLINE_LIMIT)
-            out.blobs.update(blobs)
-            out.left.update(targets)
-            out.submits.append(Submit(id, tuple(targets), op, label, stop, timeout, packed, split))
+        try:
+            for number, (targets, parts) in enumerate(submits):
+                split, blobs = self._blobs.split(parts, f"{id}/s{number}", INLINE_LIMIT)
+                out.blobs.update(blobs)
+                out.left.update(targets)
+                out.submits.append(Submit(id, tuple(targets), op, label, stop, timeout, packed, split))
+        except BaseException:
+            self._release(out)
+            raise
         self.pending[id] = pending
         self._bridge.submit(self._send, out)
 
@@ -284,6 +302,7 @@ class ClientCore:
 
     def _send(self, out: _Outstanding) -> None:
         if self._ended:
+            self._release(out)
             self._fail(out, self._error or ClientClosed())
             return
         self._outstanding[out.pending.command_id] = out
@@ -310,6 +329,22 @@ class ClientCore:
             self._connection.send(Fetch(out.fetched.id, tuple(out.left)))
         for blob, data in out.blobs.items():
             self._blobs.offer(blob, data)
+        if out.blobs:
+            self._plan_trim()
+
+    def _release(self, out: _Outstanding) -> None:
+        for blob in out.blobs:
+            self._blobs.release(blob)
+
+    def _plan_trim(self) -> None:
+        if self._shared is not None and self._trim_call is None and not self._shared.idle:
+            self._trim_call = self._clock.callLater(TRIM_INTERVAL, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_call = None
+        if self._shared is not None:
+            self._shared.trim(self._clock.seconds())
+            self._plan_trim()
 
     def _send_end(self, record: Cancel | Interrupt) -> None:
         id = record.id if isinstance(record, Interrupt) else record.ids[0]
@@ -366,6 +401,7 @@ class ClientCore:
     def _lost(self, reason: Exception) -> None:
         self._error = reason if isinstance(reason, IPython1Error) else ConnectionFailed(str(reason))
         self._end()
+        self._closed(None)
         if not self._opened.done():
             self._opened.set_exception(self._error)
 
@@ -380,6 +416,11 @@ class ClientCore:
         if self._at_shutdown is not None:
             self._clock.removeSystemEventTrigger(self._at_shutdown)
             self._at_shutdown = None
+        if self._trim_call is not None:
+            self._trim_call.cancel()
+            self._trim_call = None
+        if self._shared is not None:
+            self._shared.close()
 
     def _end(self) -> None:
         self._ended = True
@@ -490,8 +531,7 @@ class ClientCore:
     def _drop(self, id: str) -> None:
         out = self._outstanding.pop(id, None)
         if out is not None:
-            for blob in out.blobs:
-                self._blobs.release(blob)
+            self._release(out)
             for waiting in out.arriving.values():
                 self._refuse_all(waiting)
 
@@ -513,7 +553,8 @@ class ClientCore:
             return  # another client's: it says so itself
         ids = self._forgets.setdefault((result.engine,), [])
         ids.append(result.id)
-        if len(ids) >= FORGET_COUNT:
+        large = any(isinstance(part, BlobRef) for part in result.parts)
+        if large or len(ids) >= FORGET_COUNT:
             self._flush_forgets()
         elif self._forget_call is None:
             self._forget_call = self._clock.callLater(FORGET_DELAY, self._flush_forgets)

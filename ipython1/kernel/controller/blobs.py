@@ -70,9 +70,12 @@ class BlobRoutes:
                 raise WireError(reason=f"blob {ref.blob!r} is not one of {prefix!r}")
         for ref in blobs:
             readers = set(receivers) if may_read is None else None
-            taken = dict.fromkeys(receivers, 0)
             allowed = may_read or set(receivers).__contains__
-            self._routes[ref.blob] = _Route(source, ref.size, taken, allowed, readers)
+            if ref.place:  # in shared memory: it comes this way only where a receiver asks for it
+                route = _Route(source, ref.size, {}, allowed, readers, granted=-1)
+            else:
+                route = _Route(source, ref.size, dict.fromkeys(receivers, 0), allowed, readers)
+            self._routes[ref.blob] = route
         return [ref.blob for ref in blobs]
 
     def close(self, blobs: Sequence[str]) -> None:

@@ -14,15 +14,16 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
-from ipython1.kernel.engine.nanny import FAREWELL, REMEMBERED, last_words, log_path
+from ipython1.kernel.engine.nanny import FAREWELL, REMEMBERED, last_words, log_path, remove_empty_logs
 from ipython1.kernel.engine.zygote import Message
 from ipython1.kernel.interfaces import IDialer
-from ipython1.kernel.processes import kill_group, remove_if_empty
+from ipython1.kernel.processes import kill_group
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import Exited, Order, Record, Usage, pack
+from ipython1.kernel.wire.segments import sweep
 
-#: Seconds between reports of CPU and memory.
-USAGE_INTERVAL = 2.0
+#: Seconds between reports of CPU and memory, and looks at what was left in shared memory.
+ROUND_INTERVAL = 2.0
 
 log = Logger()
 
@@ -70,8 +71,8 @@ class Agent:
             lost=lambda reason: tell({"lost": str(reason)}),
             grace=grace,
         )
-        self._usage = LoopingCall(self.report_usage)
-        self._usage.clock = clock
+        self._rounds = LoopingCall(self.look_round)
+        self._rounds.clock = clock
 
     @property
     def engines(self) -> dict[str, int]:
@@ -82,7 +83,7 @@ class Agent:
     def start(self) -> None:
         """Dial the controller, and begin to report usage."""
         self._connection.start(self._patience)
-        self._usage.start(USAGE_INTERVAL, now=False).addErrback(
+        self._rounds.start(ROUND_INTERVAL, now=False).addErrback(
             lambda failure: log.failure("usage is not reported any more", failure)
         )
 
@@ -104,13 +105,18 @@ class Agent:
             file = log_path(Path(self._facts["folder"]), name)
             cause = f"ended with its nanny (pid {self._facts['pid']})"
             self._connection.send(Exited(name, cause, last_words(file), False))
-            remove_if_empty(file)
+            remove_empty_logs(file)
         self._leave()
 
     def _leave(self) -> None:
-        if self._usage.running:
-            self._usage.stop()
+        if self._rounds.running:
+            self._rounds.stop()
         self._connection.stop().addBoth(lambda _: self._finished())
+
+    def look_round(self) -> None:
+        """Report usage, and remove the shared memory of processes of this user that were killed."""
+        self.report_usage()
+        sweep()
 
     def report_usage(self) -> None:
         """Send CPU and memory of each engine."""

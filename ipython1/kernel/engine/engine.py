@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.operations import Operations
-from ipython1.kernel.engine.output import OutputBuffer
+from ipython1.kernel.engine.output import OutputBuffer, Source
 from ipython1.kernel.engine.service import EngineService
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.engine.this_engine import ThisEngine
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.records import unpack_map
+from ipython1.kernel.wire.shared import SharedMemory
 
 
 class Engine:
@@ -32,8 +33,10 @@ class Engine:
         Called with the engine id.
     on_end : callable
         Called with the reason when the controller is gone for good.
-    wait : bool
+    wait, sources
         As for `OutputBuffer`.
+    shared : SharedMemory, optional
+        As for `EngineService`.
     """
 
     def __init__(
@@ -46,15 +49,17 @@ class Engine:
         on_end: Callable[[str], None],
         *,
         wait: bool = True,
+        sources: Sequence[Source] = (),
+        shared: SharedMemory | None = None,
     ) -> None:
         self.shell = shell
-        self.output = OutputBuffer(lambda: self.service.output_waits(), wait)
+        self.output = OutputBuffer(lambda: self.service.output_waits(), wait, sources)
         shell.set_output(self.output)
         self.operations = Operations(shell, ThisEngine(self.output))
         self.loop = MainLoop(self._perform, lambda *job: self.service.job_done(*job))
         self._on_registered = on_registered
         self.service: EngineService = EngineService(
-            clock, dialer, self.loop, self.output, identity, self._registered, on_end
+            clock, dialer, self.loop, self.output, identity, self._registered, on_end, shared
         )
 
     def _registered(self, id: int) -> None:
@@ -66,8 +71,6 @@ class Engine:
         submit = job.submit
         self.output.begin(submit.id)
         try:
-            parts = self.operations.answer(submit.op, unpack_map(submit.args), job.parts or [])
-            # Views of the user's objects, which the next command may change: copied here.
-            return [bytes(part) for part in parts]
+            return self.operations.answer(submit.op, unpack_map(submit.args), job.parts or [])
         finally:
             self.output.end()

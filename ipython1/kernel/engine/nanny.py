@@ -30,7 +30,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message
+from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message, out_path
 from ipython1.kernel.processes import exit_words, remove_if_empty, tail
 
 #: So many deaths of one engine within `PERIOD` seconds, and it is not restarted.
@@ -261,7 +261,7 @@ class Nanny:
         del self.engines[engine.uuid]
         cause = engine.request or engine.reason or exit_words(status)
         output = last_words(engine.log)
-        remove_if_empty(engine.log)
+        remove_empty_logs(engine.log)
         replaced = self._is_replaced(engine)
         started = "" if engine.registered else " before it was ready"
         told = f", see {engine.log}" if output and not engine.request else ""
@@ -313,8 +313,14 @@ class Nanny:
 
 
 def log_path(folder: Path, uuid: str) -> Path:
-    """The file that takes the output of an engine."""
+    """The file that takes the stderr of an engine."""
     return folder / f"engine-{uuid}.log"
+
+
+def remove_empty_logs(log: Path) -> None:
+    """Remove those of an engine's files that say nothing."""
+    remove_if_empty(log)
+    remove_if_empty(out_path(log))
 
 
 def last_words(log: Path) -> str:

@@ -7,9 +7,10 @@ import contextlib
 import io
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Union
+from typing import Any, Protocol, Union
 
 Buffer = Union[bytes, bytearray, memoryview]
 #: command id, kind (as in `records.Event`), text, parts
@@ -23,17 +24,40 @@ HIGH_WATER = 4 * 1024 * 1024
 TEXT_LIMIT = 32 * 1024
 #: What an item counts besides its content.
 OVERHEAD = 64
+#: Bytes read from a source at once, and in one `OutputBuffer.collect`.
+READ_SIZE, COLLECT_LIMIT = 64 * 1024, 1024 * 1024
+#: Seconds between looks at the sources while much is written: less than a process takes to start.
+COLLECT_PAUSE = 0.0005
+#: Seconds that the end of a command waits for a thread that reads the sources.
+COLLECT_TIME = 1.0
 
 #: Kinds that `OUTPUT_LIMIT` applies to.
 CAPPED = frozenset({"stdout", "stderr", "display"})
 TEXTS = frozenset({"stdout", "stderr"})
 
 
+class Source(Protocol):
+    """Output that does not come by itself; see `DescriptorOutput`."""
+
+    kind: str
+    flush: Callable[[], None]
+
+    def size(self) -> int: ...
+
+    def skip(self, stop: int) -> None: ...
+
+    def behind(self, stop: int) -> bool: ...
+
+    def read(self, stop: int, limit: int) -> str: ...
+
+    def rest(self) -> str: ...
+
+
 class OutputBuffer:
     """Collects the output of the running command until it is taken.
 
-    Any thread may write. There is no lock: an interrupt can strike anywhere in
-    a print, and each step here leaves a good state behind.
+    Any thread may write. No lock is waited for: an interrupt can strike anywhere
+    in a print, and each step here leaves a good state behind.
 
     Parameters
     ----------
@@ -42,11 +66,21 @@ class OutputBuffer:
     wait : bool
         The thread that runs the command waits while `HIGH_WATER` is exceeded.
         False where that thread also takes.
+    sources : sequence of Source
+        Read by `collect`, before what is written, and at the end of a command.
     """
 
-    def __init__(self, wake: Callable[[], None], wait: bool = True) -> None:
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        wait: bool = True,
+        sources: Sequence[Source] = (),
+    ) -> None:
         self._wake = wake
         self._wait = wait
+        self._sources = sources
+        self._reading = threading.Lock()  # the sources; see `begin`
+        self._read_at = 0.0
         self._items: deque[Item] = deque()
         self._awake = False
         self._command: str | None = None
@@ -62,13 +96,51 @@ class OutputBuffer:
         """From now on output belongs to `command_id`, which runs on this thread."""
         self._given, self._full = 0, False
         self._owner = (os.getpid(), threading.get_ident())
+        if self._sources:
+            self._reading = threading.Lock()  # an interrupt may have kept the last one from being released
+            for source in self._sources:
+                source.skip(source.size())
         self._command = command_id
 
     def end(self) -> None:
         """The command is over: output of threads it left behind belongs to nobody."""
+        # Not in a child that user code forked: its parent reads.
+        if self._sources and self._owner[0] == os.getpid():
+            for source in self._sources:
+                source.flush()
+            stops = [source.size() for source in self._sources]  # who goes on writing is not waited for
+            if self._reading.acquire(timeout=COLLECT_TIME):
+                self._read(stops, OUTPUT_LIMIT)
+                for source in self._sources:
+                    rest = source.rest()
+                    if rest:
+                        self._append(source.kind, rest, [])
         self._command = None
         if self._items:
             self._wake()
+
+    def collect(self) -> None:
+        """Take what came in at the sources, if a command runs; any thread, now and then."""
+        reading = self._reading
+        # Another thread that is at it will see it as well.
+        if self._command is not None and reading.acquire(blocking=False):
+            try:
+                self._read_at = time.monotonic()
+                self._read([source.size() for source in self._sources], COLLECT_LIMIT)
+            finally:
+                reading.release()
+
+    def _read(self, stops: Sequence[int], limit: int) -> None:
+        for source, stop in zip(self._sources, stops, strict=True):
+            left = limit
+            while source.behind(stop):
+                if self._full:
+                    source.skip(stop)
+                elif left <= 0:
+                    break
+                else:
+                    left -= READ_SIZE
+                    self._append(source.kind, source.read(stop, READ_SIZE), [])
 
     def write(self, kind: str, text: str) -> bool:
         """Text printed by the running command; False where none runs in this process."""
@@ -76,9 +148,16 @@ class OutputBuffer:
 
     def add(self, kind: str, text: str, parts: Sequence[Buffer]) -> bool:
         """One output of the running command; `parts` are not copied."""
-        command = self._command
         # A child forked by user code has a copy of this that nobody takes from.
-        if command is None or self._owner[0] != os.getpid():
+        if self._command is None or self._owner[0] != os.getpid():
+            return False
+        if self._sources and time.monotonic() - self._read_at > COLLECT_PAUSE:
+            self.collect()
+        return self._append(kind, text, parts)
+
+    def _append(self, kind: str, text: str, parts: Sequence[Buffer]) -> bool:
+        command = self._command
+        if command is None:  # it ended just now
             return False
         size = len(text) + sum(len(part) for part in parts)
         if kind in CAPPED:

@@ -14,22 +14,23 @@ from typing import Any
 from twisted.logger import Logger
 
 from ipython1.kernel.engine.agent import run_agent
+from ipython1.kernel.engine.descriptors import standard_outputs
+from ipython1.kernel.engine.engine import Engine
 from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
-from ipython1.kernel.engine.mainloop import Buffer, Job, MainLoop
 from ipython1.kernel.engine.nanny import AgentMain, EngineMain
-from ipython1.kernel.engine.operations import Operations
-from ipython1.kernel.engine.output import OutputBuffer
-from ipython1.kernel.engine.service import CONTROLLER_GRACE, EngineService
+from ipython1.kernel.engine.service import CONTROLLER_GRACE
 from ipython1.kernel.engine.shell import EngineShell
-from ipython1.kernel.engine.this_engine import ThisEngine
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.processes import kill_group
+from ipython1.kernel.wire.arena import Arena
 from ipython1.kernel.wire.links import FoolscapDialer
-from ipython1.kernel.wire.records import unpack_map
+from ipython1.kernel.wire.shared import SharedMemory
 
 #: Seconds in which the last results must have left, once the engine was told to stop. The nanny
 #: waits for longer before it kills.
 DRAIN_TIME = 1.0
+#: Seconds between looks at what child processes and C code write.
+COLLECT_INTERVAL = 0.2
 #: Seconds that running code gets to end, where the controller is gone for good.
 LAST_GRACE = 2.0
 #: Seconds a nanny looks for the controller when it starts.
@@ -85,37 +86,34 @@ class EngineProcess:
         self, reactor: Any, identity: dict[str, Any], end: socket.socket, dialer: IDialer, shell: EngineShell
     ) -> None:
         self._reactor = reactor
-        self._shell = shell
         self._status = 0
-        self._output = OutputBuffer(lambda: self._service.output_waits())
-        self._operations = Operations(shell, ThisEngine(self._output))
-        self._loop = MainLoop(self._perform, lambda *job: self._service.job_done(*job))
         self._channel = Channel(reactor, end, lambda message: None, self._orphaned)
-        self._service: EngineService = EngineService(
+        self._engine = Engine(
             reactor,
             dialer,
-            self._loop,
-            self._output,
+            shell,
             {**identity, "pid": os.getpid()},
-            self._registered,
+            lambda id: self._channel.send({"registered": id}),
             self._controller_lost,
+            sources=standard_outputs(),
+            shared=SharedMemory(Arena()),
         )
 
     def run(self) -> int:
         """All that the process does; returns its exit status."""
         faulthandler.enable(file=2, all_threads=False)
         log_errors(2)
-        self._shell.set_output(self._output)
         # Not from the handler itself: what it interrupts may hold the lock of the loop.
         signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._stop))
         # What user code forks shall end by SIGTERM as any process does: a Pool waits for that.
         os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
         self._channel.start()
-        self._reactor.callWhenRunning(self._service.start)
+        self._reactor.callWhenRunning(self._engine.service.start)
+        self._reactor.callWhenRunning(self._collect_output)
         threading.Thread(target=self._run_reactor, name="ipython1 reactor", daemon=True).start()
-        self._loop.run_forever()
+        self._engine.loop.run_forever()
         drained = threading.Event()
-        self._reactor.callFromThread(lambda: self._service.stop().addBoth(lambda _: drained.set()))
+        self._reactor.callFromThread(lambda: self._engine.service.stop().addBoth(lambda _: drained.set()))
         drained.wait(DRAIN_TIME)
         atexit._run_exitfuncs()  # the process ends by os._exit
         return self._status
@@ -125,30 +123,17 @@ class EngineProcess:
             self._reactor.run(installSignalHandlers=False)
         finally:  # nobody stops it: it failed, and an engine that cannot be reached is of no use
             self._status = 1
-            self._loop.stop()
-
-    # -- main thread ---------------------------------------------------------------
-
-    def _perform(self, job: Job) -> list[Buffer]:
-        self._service.job_started(job)
-        submit = job.submit
-        self._output.begin(submit.id)
-        try:
-            parts = self._operations.answer(submit.op, unpack_map(submit.args), job.parts or [])
-            # Copied, for the next command may change what these are views of.
-            return [bytes(part) for part in parts]
-        finally:
-            self._output.end()
+            self._engine.loop.stop()
 
     # -- reactor thread -------------------------------------------------------------
 
-    def _registered(self, id: int) -> None:
-        self._shell.engine_id = self._operations.engine.id = id
-        self._channel.send({"registered": id})
+    def _collect_output(self) -> None:
+        self._engine.output.collect()
+        self._reactor.callLater(COLLECT_INTERVAL, self._collect_output)
 
     def _stop(self) -> None:
-        self._loop.stop()
-        self._loop.interrupt()
+        self._engine.loop.stop()
+        self._engine.loop.interrupt()
 
     def _controller_lost(self, reason: str) -> None:
         self._status = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -17,7 +17,7 @@ from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.error import EngineDied, QueueCleared, RemoteFailure, SerializationError, UnknownResult
 from ipython1.kernel.interfaces import IDialer
-from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts, split_parts
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
@@ -30,16 +30,28 @@ from ipython1.kernel.wire.records import (
     Forget,
     Grant,
     Interrupt,
+    Parts,
     Record,
     Result,
     Submit,
     encode_failure,
 )
+from ipython1.kernel.wire.shared import SharedMemory
 
 #: Seconds an engine looks for its controller before it gives up.
 CONTROLLER_GRACE = 120.0
+#: Seconds between two looks at shared memory that may be given back.
+TRIM_INTERVAL = 1.0
 #: Seconds in which output is collected before it is sent.
 OUTPUT_DELAY = 0.02
+
+
+class _Outcome(NamedTuple):
+    """What came of a job, ready to send."""
+
+    status: str
+    parts: Parts
+    blobs: dict[str, memoryview]
 
 
 class EngineService:
@@ -62,6 +74,8 @@ class EngineService:
         Called with the engine id, each time the controller gave or confirmed it.
     on_end : callable
         Called with the reason when the controller is gone for good.
+    shared : SharedMemory, optional
+        Used for bulk bytes, and closed with the service.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class EngineService:
         identity: dict[str, Any],
         on_registered: Callable[[int], None],
         on_end: Callable[[str], None],
+        shared: SharedMemory | None = None,
     ) -> None:
         self._clock = clock
         self._loop = loop
@@ -99,7 +114,9 @@ class EngineService:
             lost=lambda reason: on_end(str(reason)),
             grace=CONTROLLER_GRACE,
         )
-        self._blobs = ChunkStore(self._connection.send)
+        self._shared = shared
+        self._trim_call: Any = None
+        self._blobs = ChunkStore(self._connection.send, shared)
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
             Submit: self._submit,
             Cancel: self._cancel,
@@ -124,7 +141,14 @@ class EngineService:
         if self._output_call is not None:
             self._output_call.cancel()
             self._send_output()
-        return self._connection.stop()
+        return self._connection.stop().addBoth(self._closed)
+
+    def _closed(self, result: object) -> None:
+        if self._trim_call is not None:
+            self._trim_call.cancel()
+            self._trim_call = None
+        if self._shared is not None:
+            self._shared.close()
 
     # -- called from the main thread ------------------------------------------------
 
@@ -134,9 +158,17 @@ class EngineService:
             self._hop(self._start_timeout, job)
 
     def job_done(self, job: Job, status: str, parts: Sequence[Buffer]) -> None:
-        """A job ended; the next one starts when this returns."""
+        """A job ended; the next one starts when this returns, and may change what `parts` are views of."""
         stopped = self._stop_behind(job.submit) if status != "ok" and job.submit.stop >= 0 else []
-        self._hop(self._finish, job, status, parts, stopped)
+        self._hop(self._finish, job, self._copied(job.submit.id, status, parts), stopped)
+
+    def _copied(self, id: str, status: str, parts: Sequence[Buffer]) -> _Outcome:
+        name = self._blob_name(id, "r")
+        try:
+            return _Outcome(status, *self._blobs.split(parts, name, INLINE_LIMIT))
+        except (SerializationError, MemoryError) as error:
+            failure = encode_failure(RemoteFailure(type(error).__name__, str(error)))
+            return _Outcome("error", *self._blobs.split([failure], name, INLINE_LIMIT))
 
     def output_waits(self) -> None:
         """There is output to send, where there was none before."""
@@ -273,7 +305,7 @@ class EngineService:
             if kept is not None and kept.result is None:
                 name = self._blob_name(id, len(kept.events))
                 try:
-                    split, blobs = split_parts(parts, name, INLINE_LIMIT)
+                    split, blobs = self._blobs.split(parts, name, INLINE_LIMIT)
                 except SerializationError as error:
                     kind, text, split, blobs = "stderr", f"\n{error}\n", (), {}
                 event = Event(id, self.id, len(kept.events), kind, text, split)
@@ -281,7 +313,7 @@ class EngineService:
                 kept.size += len(text)
                 self._give(kept, event, blobs)
 
-    def _finish(self, job: Job, status: str, parts: Sequence[Buffer], stopped: list[Job]) -> None:
+    def _finish(self, job: Job, outcome: _Outcome, stopped: list[Job]) -> None:
         if self._output_call is not None:
             self._output_call.cancel()
         self._send_output()
@@ -289,7 +321,7 @@ class EngineService:
         timeout = self._timeouts.pop(submit.id, None)
         if timeout is not None:
             timeout.cancel()
-        self._end(job, status, parts, job.started, job.completed)
+        self._end(job, outcome, job.started, job.completed)
         for other in stopped:
             self._end_unstarted(other, QueueCleared.__name__, _STOPPED)
 
@@ -310,26 +342,20 @@ class EngineService:
             if isinstance(part, BlobRef):
                 self._blobs.drop(part.blob)
         failure = encode_failure(RemoteFailure(ename, evalue))
-        self._end(job, "error", [failure], 0.0, time.time())
+        self._end(job, _Outcome("error", (failure,), {}), 0.0, time.time())
 
-    def _end(self, job: Job, status: str, parts: Sequence[Buffer], started: float, completed: float) -> None:
+    def _end(self, job: Job, outcome: _Outcome, started: float, completed: float) -> None:
         submit = job.submit
         self._jobs.pop(submit.id, None)
         kept = self._kept.get(submit.id)
         if kept is None:
             return
-        name = self._blob_name(submit.id, "r")
-        try:
-            split, blobs = split_parts(parts, name, INLINE_LIMIT)
-        except SerializationError as error:
-            failure = encode_failure(RemoteFailure(type(error).__name__, str(error)))
-            status, (split, blobs) = "error", split_parts([failure], name, INLINE_LIMIT)
         kept.submit = None
         kept.result = Result(
-            submit.id, self.id, submit.op, status, started, completed, len(kept.events), split
+            submit.id, self.id, submit.op, outcome.status, started, completed, len(kept.events), outcome.parts
         )
-        kept.size += sum(len(part) for part in split if isinstance(part, bytes))
-        self._give(kept, kept.result, blobs)
+        kept.size += sum(len(part) for part in outcome.parts if isinstance(part, bytes))
+        self._give(kept, kept.result, outcome.blobs)
         if kept.abandoned:
             self._release(self._kept.forget(submit.id))
 
@@ -343,6 +369,18 @@ class EngineService:
             kept.blobs[blob] = data
             kept.size += len(data)
             self._blobs.offer(blob, data)
+        if blobs:
+            self._plan_trim()
+
+    def _plan_trim(self) -> None:
+        if self._shared is not None and self._trim_call is None and not (self._shared.idle or self._stopped):
+            self._trim_call = self._clock.callLater(TRIM_INTERVAL, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_call = None
+        if self._shared is not None:
+            self._shared.trim(self._clock.seconds())
+            self._plan_trim()
 
     def _start_timeout(self, job: Job) -> None:
         submit = job.submit

@@ -232,7 +232,8 @@ class Zygote:
             Called here when the child has ended, with its exit status (negative: a signal), after all
             that it said was heard and what it started was killed.
         log : Path, optional
-            File for its stdout and stderr; None: those of this process.
+            File for its stderr, beside one with the suffix ``.out`` for its stdout; None: those of this
+            process.
         outlives : bool
             The child sees by itself that this process ended (EOF on its channel), and then has something
             to do. Otherwise it is killed at once.
@@ -252,7 +253,7 @@ class Zygote:
                     os.setsid()
                     if not outlives:
                         die_with_parent(parent)
-                    redirect(log)
+                    redirect(log, log and out_path(log))
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                     status = main(theirs)
                 except BaseException:  # noqa: BLE001 -- nothing may unwind into the parent's stack
@@ -311,6 +312,11 @@ class Zygote:
             if pid:
                 del self._children[pid]
                 child.reaped(os.waitstatus_to_exitcode(status))
+
+
+def out_path(log: Path) -> Path:
+    """The file for the stdout of a child whose stderr goes to `log`."""
+    return log.with_suffix(".out")
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:

@@ -1,8 +1,12 @@
-"""Bulk bytes: parts too large for a record, in chunks with a window.
+"""Bulk bytes: parts too large for a record, through shared memory or in chunks.
 
-The sender keeps a few chunks of each blob on the way and goes on as the final
-receiver grants more, so that control records stand between the chunks and
-nothing in the middle has to store a whole blob.
+Where there is shared memory, the sender copies a blob into it once, and the
+record says where; every receiver on that host maps it from there, writable
+and private. A receiver that cannot asks with a `Grant` for the blob to be
+sent. The sender then keeps a few chunks of it on the way and goes on as the
+final receiver grants more, so that control records stand between the chunks
+and nothing in the middle has to store a whole blob. Without shared memory the
+sender begins at once.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from zope.interface import implementer
 from ipython1.kernel.error import SerializationError
 from ipython1.kernel.interfaces import IBlobStore
 from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Part, Record
+from ipython1.kernel.wire.shared import SharedMemory
 
 #: Bytes of one blob on the way, at most.
 WINDOW = 4 * CHUNK_SIZE
@@ -60,10 +65,14 @@ class ChunkStore:
     ----------
     send : callable
         Takes a record for the peer.
+    shared : SharedMemory, optional
+        Used where it is given and there is room.
     """
 
-    def __init__(self, send: Callable[[Record], None]) -> None:
+    def __init__(self, send: Callable[[Record], None], shared: SharedMemory | None = None) -> None:
         self._send = send
+        self._shared = shared
+        self._places: dict[str, str] = {}  # of the blobs that lie in shared memory
         self._held: dict[str, memoryview] = {}
         self._outgoing: dict[str, _Outgoing] = {}
         self._waiting: dict[str, None] = {}
@@ -71,9 +80,43 @@ class ChunkStore:
 
     # -- sending --------------------------------------------------------------
 
+    def split(
+        self, parts: Iterable[Buffer], name: str, inline_limit: int
+    ) -> tuple[tuple[Part, ...], dict[str, memoryview]]:
+        """Record parts, and the blobs to `offer` for those that are large; any thread.
+
+        Everything is copied once: what the caller does to its objects
+        afterwards changes nothing. Blobs are called ``name/0``, ``name/1``, ...
+        Each must be offered, or released.
+
+        Raises
+        ------
+        SerializationError
+            There are more than `PARTS_LIMIT` parts.
+        """
+        split, large = _split(parts, inline_limit)
+        if not large:
+            return tuple(split), {}
+        blobs: dict[str, memoryview] = {}
+        found = self._shared.put([split[index] for index in large]) if self._shared is not None else None
+        for number, index in enumerate(large):
+            blob, place = f"{name}/{number}", ""
+            if found is not None:
+                place, blobs[blob] = found[number]
+                self._places[blob] = place
+            else:
+                blobs[blob] = memoryview(bytes(split[index]))
+            split[index] = BlobRef(blob, len(blobs[blob]), place)
+        return tuple(split), blobs
+
     def offer(self, blob: str, data: memoryview) -> None:
-        """Send `data` (bytes, not changed any more) as `blob`, and hold it until `release`."""
+        """Send `data` (not changed any more) as `blob`, and hold it until `release`.
+
+        What lies in shared memory is sent only where a receiver asks for it.
+        """
         self._held[blob] = data
+        if blob in self._places:
+            return
         self._outgoing.pop(blob, None)
         self._waiting[blob] = None
         self._start_waiting()
@@ -81,6 +124,9 @@ class ChunkStore:
     def release(self, blob: str) -> None:
         """Nobody will want `blob` any more."""
         self._held.pop(blob, None)
+        place = self._places.pop(blob, None)
+        if place is not None and self._shared is not None:
+            self._shared.release(place)
         self._waiting.pop(blob, None)
         if self._outgoing.pop(blob, None) is not None:
             self._start_waiting()
@@ -125,8 +171,8 @@ class ChunkStore:
 
     # -- receiving --------------------------------------------------------------
 
-    def expect(self, blob: str, size: int) -> Deferred[Buffer]:
-        """The bytes of `blob`, of which `size` will come; asks for what is missing, also again.
+    def expect(self, blob: str, size: int, place: str = "") -> Deferred[Buffer]:
+        """The `size` bytes of `blob`: those at `place`, or else it asks for them, also again.
 
         The Deferred fails with a `MemoryError` where there is no room for
         them, and with a `ConnectionError` where the sender is gone.
@@ -134,6 +180,11 @@ class ChunkStore:
         deferred: Deferred[Buffer] = Deferred()
         incoming = self._incoming.get(blob)
         if incoming is None:
+            data = self._shared.take(place, size) if place and self._shared is not None else None
+            if data is not None:
+                self._send(Grant(blob, size))
+                deferred.callback(data)
+                return deferred
             try:
                 incoming = _Incoming(size)
             except (MemoryError, OverflowError):
@@ -187,35 +238,23 @@ class ChunkStore:
                 deferred.errback(ConnectionError("its sender died before all of it was here"))
 
 
-def split_parts(
-    parts: Iterable[Buffer], name: str, inline_limit: int
-) -> tuple[tuple[Part, ...], dict[str, memoryview]]:
-    """Record parts, and the blobs to offer for those of at least `inline_limit` bytes.
-
-    Everything is copied once: what the caller does to its objects afterwards
-    changes nothing. Blobs are called ``name/0``, ``name/1``, ...
-
-    Raises
-    ------
-    SerializationError
-        There are more than `PARTS_LIMIT` parts.
-    """
-    split: list[Part] = []
-    blobs: dict[str, memoryview] = {}
+def _split(parts: Iterable[Buffer], inline_limit: int) -> tuple[list[Any], list[int]]:
+    """The parts, small ones copied; and the indices of the large ones."""
+    split: list[Any] = []
+    large: list[int] = []
     inline = 0
     for part in parts:
-        data = part if type(part) is bytes else bytes(part)
-        if len(data) + inline >= inline_limit and len(data) > 1024:
-            ref = BlobRef(f"{name}/{len(blobs)}", len(data))
-            blobs[ref.blob] = memoryview(data)
-            split.append(ref)
+        size = part.nbytes if isinstance(part, memoryview) else len(part)
+        if size + inline >= inline_limit and size > 1024:
+            large.append(len(split))
+            split.append(part)
         else:
-            inline += len(data)
-            split.append(data)
+            inline += size
+            split.append(bytes(part))
         if len(split) > PARTS_LIMIT:
             reason = f"it holds more than {PARTS_LIMIT} large arrays; put them into one"
             raise SerializationError(what="The object", reason=reason)
-    return tuple(split), blobs
+    return split, large
 
 
 def gather_parts(

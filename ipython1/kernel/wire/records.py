@@ -31,10 +31,11 @@ ENGINES_LIMIT = 65536
 
 
 class BlobRef(NamedTuple):
-    """A part whose bytes travel by themselves."""
+    """A part whose bytes travel by themselves, or lie at `place` in the sender's shared memory."""
 
     blob: str
     size: int
+    place: str = ""
 
 
 Part = Union[bytes, BlobRef]
@@ -331,11 +332,11 @@ def _parts(value: Any) -> Parts:
 
 
 def _blob_ref(item: Any) -> BlobRef:
-    if type(item) is tuple and len(item) == 2:
-        blob, size = item
-        if type(blob) is str and type(size) is int and size >= 0:
-            return BlobRef(blob, size)
-    raise WireError(reason="a part must be bytes or [blob, size]")
+    if type(item) is tuple and len(item) == 3:
+        blob, size, place = item
+        if type(blob) is str and type(size) is int and size >= 0 and type(place) is str:
+            return BlobRef(blob, size, place)
+    raise WireError(reason="a part must be bytes or [blob, size, place]")
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
