@@ -16,6 +16,9 @@ import os
 import stat
 from collections.abc import Callable
 
+#: Bytes of stdout that may stay in its file after a command: the client has them.
+KEPT = 16 * 1024 * 1024
+
 _LINE_BUFFERED = 1  # `_IOLBF` of <stdio.h>, on Linux, macOS and the BSDs
 
 
@@ -42,10 +45,18 @@ class DescriptorOutput:
         """Bytes that were ever written."""
         return os.fstat(self._fd).st_size
 
-    def skip(self, stop: int) -> None:
-        """What was written before `stop` is of no interest."""
-        self._position = stop
+    def begin(self) -> None:
+        """What was written before is of no interest; of stdout, much of it is removed."""
+        size = self.size()
+        if self.kind == "stdout" and size > KEPT:
+            os.ftruncate(self._fd, 0)
+            size = 0
+        self.skip(size)
         self._decoder.reset()
+
+    def skip(self, stop: int) -> None:
+        """Do not read what was written before `stop`."""
+        self._position = stop
 
     def behind(self, stop: int) -> bool:
         """Whether something up to `stop` was not read yet."""

@@ -42,6 +42,8 @@ class Source(Protocol):
     kind: str
     flush: Callable[[], None]
 
+    def begin(self) -> None: ...
+
     def size(self) -> int: ...
 
     def skip(self, stop: int) -> None: ...
@@ -99,7 +101,7 @@ class OutputBuffer:
         if self._sources:
             self._reading = threading.Lock()  # an interrupt may have kept the last one from being released
             for source in self._sources:
-                source.skip(source.size())
+                source.begin()
         self._command = command_id
 
     def end(self) -> None:
