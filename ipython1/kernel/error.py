@@ -222,6 +222,11 @@ class RemoteFailure:
         return exception
 
 
+def own_failure(ename: str) -> RemoteFailure:
+    """An error of ours as data, with the text of its docstring."""
+    return RemoteFailure(ename, str(globals()[ename]()))
+
+
 class CompositeError(IPython1Error):
     """One or more engines failed.
 
@@ -258,10 +263,19 @@ class CompositeError(IPython1Error):
     def print_tracebacks(self, i: int | None = None, file: TextIO | None = None) -> None:
         """Print the remote tracebacks, or only that of entry `i` of `elist`."""
         out = file if file is not None else sys.stdout
-        for failure in self.elist if i is None else [self.elist[i]]:
+        for failure in self.elist if i is None else [self._failure(i)]:
             print(f"[{failure.engine}:{failure.method}]:", file=out)
             print(failure.traceback.rstrip() or failure.summary, file=out)
 
     def raise_exception(self, i: int = 0) -> None:
         """Raise the exception of entry `i` of `elist`, with its own type where possible."""
-        raise self.elist[i].exception()
+        raise self._failure(i).exception()
+
+    def _failure(self, i: int) -> RemoteFailure:
+        n = len(self.elist)
+        if not -n <= i < n:
+            entries = "only entry 0" if n == 1 else f"entries 0 to {n - 1}"
+            raise IndexError(
+                f"There is no entry {i} in elist: this error has {entries}, one an engine that failed."
+            )
+        return self.elist[i]

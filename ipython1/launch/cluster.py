@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, SupportsIndex
 
 from ipython1.kernel.error import LaunchError
 from ipython1.kernel.files import ClusterFiles
@@ -72,7 +73,7 @@ class Cluster:
         self._command = list(command) if command else module_command("ipython1.scripts.ipcluster")
         self._options = ["start", "--cluster", self.cluster, "--timeout", f"{timeout:g}", *options]
         self._options += ["--restart" if restart else "--no-restart", "--die-with-parent", str(os.getpid())]
-        self._options += [] if n is None else ["-n", str(n)]
+        self._options += [] if n is None else ["-n", str(_engines(n))]
         self._temporary = cluster is None
         self._options += ["--temporary", "--port", "0"] if self._temporary else []
         self._end: weakref.finalize | None = None
@@ -154,6 +155,14 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.stop)
+
+
+def _engines(n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, SupportsIndex):
+        raise TypeError(f"n is a number of engines, not {n!r}.")
+    if operator.index(n) < 1:
+        raise ValueError(f"a cluster starts with 1 engine or more, not with n={n}.")
+    return operator.index(n)
 
 
 def _reason(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:

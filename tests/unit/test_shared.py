@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from twisted.internet.task import Clock
 
 from ipython1.kernel.wire.arena import Arena
 from ipython1.kernel.wire.blobs import ChunkStore, gather_parts
@@ -31,8 +32,9 @@ class Ends:
     def __init__(self, shared: SharedMemory, theirs: SharedMemory | None) -> None:
         self.to_receiver: list[Record] = []
         self.to_sender: list[Record] = []
-        self.sender = ChunkStore(self.to_receiver.append, shared)
-        self.receiver = ChunkStore(self.to_sender.append, theirs)
+        self.clock = Clock()
+        self.sender = ChunkStore(self.to_receiver.append, shared, self.clock)
+        self.receiver = ChunkStore(self.to_sender.append, theirs, self.clock)
         self.got: list[list] = []
 
     def send(self, *parts: bytes) -> tuple[list[BlobRef], dict[str, memoryview]]:
@@ -102,6 +104,22 @@ def test_what_was_released_is_found_no_more_and_lives_on_where_it_was_taken(shar
 )
 def test_a_place_that_is_none_is_refused(shared: SharedMemory, place: str) -> None:
     assert shared.take(place.format(host=shared._host), 10) is None
+
+
+def test_idle_memory_is_given_back_and_closing_leaves_no_timer(shared: SharedMemory) -> None:
+    ends = Ends(shared, SharedMemory(Arena()))
+    refs, blobs = ends.send(LARGE)
+    assert shared._arena.held
+    blobs.clear()
+    ends.got.clear()
+    ends.sender.release(refs[0].blob)
+    for _ in range(60):
+        ends.clock.advance(1)
+    assert shared.idle
+    assert not ends.clock.getDelayedCalls()
+    ends.send(LARGE)
+    ends.sender.close()
+    assert not ends.clock.getDelayedCalls()
 
 
 def test_without_room_it_goes_in_chunks() -> None:

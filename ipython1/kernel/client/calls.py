@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.targets import TargetSpec, checked_targets, resolve_targets
+from ipython1.kernel.error import SerializationError
 from ipython1.kernel.wire import objects
 from ipython1.kernel.wire.records import Result
 
@@ -59,6 +60,13 @@ class Calls(abc.ABC):
     @block.setter
     def block(self, block: bool) -> None:
         self._block = _checked_block(block)
+
+    def __reduce__(self) -> Any:
+        raise SerializationError(
+            what=f"a {type(self).__name__}",
+            reason="its connection belongs to this process. Create a client where it is needed, "
+            "with client.MultiEngineClient()",
+        )
 
     @abc.abstractmethod
     def _owner(self) -> MultiEngineClient:

@@ -55,8 +55,6 @@ from ipython1.kernel.wire.shared import SharedMemory
 
 #: Bytes of an operation's small arguments, such as the names to pull.
 ARGS_LIMIT = 2 * 1024 * 1024
-#: Seconds between two looks at shared memory that may be given back.
-TRIM_INTERVAL = 1.0
 #: Seconds a client looks for a controller that was there before.
 CONTROLLER_GRACE = 60.0
 #: Results may be told as received together: after so many seconds, or so many of them.
@@ -166,9 +164,7 @@ class ClientCore:
             lost=self._lost,
             grace=CONTROLLER_GRACE,
         )
-        self._shared = shared
-        self._trim_call: Any = None
-        self._blobs = ChunkStore(self._connection.send, shared)
+        self._blobs = ChunkStore(self._connection.send, shared, clock)
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
             Result: self._arrived,
             Event: self._arrived,
@@ -329,22 +325,10 @@ class ClientCore:
             self._connection.send(Fetch(out.fetched.id, tuple(out.left)))
         for blob, data in out.blobs.items():
             self._blobs.offer(blob, data)
-        if out.blobs:
-            self._plan_trim()
 
     def _release(self, out: _Outstanding) -> None:
         for blob in out.blobs:
             self._blobs.release(blob)
-
-    def _plan_trim(self) -> None:
-        if self._shared is not None and self._trim_call is None and not self._shared.idle:
-            self._trim_call = self._clock.callLater(TRIM_INTERVAL, self._trim)
-
-    def _trim(self) -> None:
-        self._trim_call = None
-        if self._shared is not None:
-            self._shared.trim(self._clock.seconds())
-            self._plan_trim()
 
     def _send_end(self, record: Cancel | Interrupt) -> None:
         id = record.id if isinstance(record, Interrupt) else record.ids[0]
@@ -416,11 +400,7 @@ class ClientCore:
         if self._at_shutdown is not None:
             self._clock.removeSystemEventTrigger(self._at_shutdown)
             self._at_shutdown = None
-        if self._trim_call is not None:
-            self._trim_call.cancel()
-            self._trim_call = None
-        if self._shared is not None:
-            self._shared.close()
+        self._blobs.close()
 
     def _end(self) -> None:
         self._ended = True

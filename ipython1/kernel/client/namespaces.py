@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class NamespaceCalls(Calls):
         ------
         SerializationError
             A value cannot be sent.
+        ValueError
+            A name is no name of a variable, or is ``engine_id``.
         """
         label = _label("push", _names_of(ns, "push"))
         chosen = self._chosen(targets)
@@ -178,7 +181,7 @@ class NamespaceCalls(Calls):
         -------
         list of None
         """
-        name = _name(key)
+        name = _settable(key)
         chosen = self._chosen(targets)
         parts = partition.split(seq, len(chosen), dist)
         if flatten:
@@ -236,10 +239,19 @@ def _names(keys: str | Iterable[str]) -> list[str]:
     return [_name(key) for key in ([keys] if isinstance(keys, str) else keys)]
 
 
+def _settable(key: Any) -> str:
+    name = _name(key)
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{name!r} cannot be the name of a variable.")
+    if name == "engine_id":
+        raise ValueError("engine_id is each engine's own id and cannot be set. Take another name.")
+    return name
+
+
 def _names_of(ns: Mapping[str, Any], method: str) -> list[str]:
     if not isinstance(ns, Mapping):
         raise TypeError(f"{method} takes a dict of values by name, not {type(ns).__name__}.")
-    return _names(ns)
+    return [_settable(key) for key in ns]
 
 
 def _label(op: str, names: Sequence[str]) -> str:

@@ -22,7 +22,13 @@ from ipython1.kernel.client import streaming
 from ipython1.kernel.client.arrivals import Arrivals, Buffer, Output
 from ipython1.kernel.client.callbacks import CallbackChain
 from ipython1.kernel.client.ids import format_id, parse_id
-from ipython1.kernel.error import CompositeError, IPython1Error, RemoteFailure, UnknownResult
+from ipython1.kernel.error import (
+    CompositeError,
+    IPython1Error,
+    RemoteFailure,
+    SerializationError,
+    UnknownResult,
+)
 from ipython1.kernel.wire.records import Event, Result
 
 __all__ = ["PendingResult", "format_id", "parse_id"]
@@ -94,6 +100,13 @@ class PendingResult(concurrent.futures.Future[Any]):
         self._value: Any = None
         self._error: Exception | None = None
         self._finish_if_over()
+
+    def __reduce__(self) -> Any:
+        raise SerializationError(
+            what=f"a {type(self).__name__}",
+            reason="its client belongs to this process. Send what .get_result() returns, "
+            "or .id for get_pending() of another client",
+        )
 
     # -- what arrives: reactor thread --------------------------------------------------------
 

@@ -13,13 +13,14 @@ from ipython1.kernel.client.functions import FunctionCalls
 from ipython1.kernel.client.namespaces import NamespaceCalls
 from ipython1.kernel.client.results import ResultList
 from ipython1.kernel.client.targets import TargetSpec, resolve_targets
+from ipython1.kernel.client.whole import WholeClient
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.executors import EngineExecutor
     from ipython1.kernel.client.multiengine import MultiEngineClient
 
 
-class TargetView(NamespaceCalls, FunctionCalls, EngineControl):
+class TargetView(NamespaceCalls, FunctionCalls, EngineControl, WholeClient):
     """Runs things on some engines of a cluster; made by indexing a client.
 
     Every call takes `targets` (an engine id, several, a slice, or ``'all'``)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from ipython1.kernel import error
 from ipython1.kernel.controller.blobs import BlobRoutes
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.queue import Command
 from ipython1.kernel.controller.registry import Engine, Registry
-from ipython1.kernel.error import EngineDied, RemoteFailure, WireError
+from ipython1.kernel.error import EngineDied, RemoteFailure, WireError, own_failure
 from ipython1.kernel.wire.records import (
     BlobRef,
     Cancel,
@@ -116,7 +115,7 @@ class Router:
             if engine is None:
                 continue
             gone = engine.queue.take(ids, lambda id, target=target: encode(Cancel((id,), (target,), reason)))  # type: ignore[misc]
-            self._finish(engine, gone, RemoteFailure(reason, _text(reason)))
+            self._finish(engine, gone, own_failure(reason))
             running = engine.queue.running
             handed = engine.queue.handed(ids)
             count += len(gone) + sum(running is None or id != running.id for id in handed)
@@ -128,7 +127,7 @@ class Router:
         """Drop what a client that is gone for good has queued."""
         for engine in self._registry:
             gone = engine.queue.cancel(lambda command: command.client == client)
-            self._finish(engine, gone, RemoteFailure("TaskAborted", _text("TaskAborted")))
+            self._finish(engine, gone, own_failure("TaskAborted"))
             self._to_engines((engine.id,), encode(Departed(client)))
 
     def interrupt(self, record: Interrupt, raw: bytes) -> None:
@@ -280,7 +279,3 @@ def _check_origin(engine: Engine, record: Result | Event) -> None:
 
 def _gone(target: int) -> RemoteFailure:
     return died(target, "it left the cluster before it got this command")
-
-
-def _text(reason: str) -> str:
-    return str(getattr(error, reason)())

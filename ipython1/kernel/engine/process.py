@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import socket
+import sys
 import threading
 from functools import partial
 from typing import Any
@@ -103,6 +104,7 @@ class EngineProcess:
         """All that the process does; returns its exit status."""
         faulthandler.enable(file=2, all_threads=False)
         log_errors(2)
+        sys.argv[:] = ["ipengine"]  # user code that reads its arguments finds none
         # Not from the handler itself: what it interrupts may hold the lock of the loop.
         signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._stop))
         # What user code forks shall end by SIGTERM as any process does: a Pool waits for that.

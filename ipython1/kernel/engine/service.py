@@ -15,7 +15,14 @@ from twisted.internet.defer import Deferred
 from ipython1.kernel.engine.kept import Kept, KeptResults
 from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.output import OutputBuffer
-from ipython1.kernel.error import EngineDied, QueueCleared, RemoteFailure, SerializationError, UnknownResult
+from ipython1.kernel.error import (
+    EngineDied,
+    QueueCleared,
+    RemoteFailure,
+    SerializationError,
+    UnknownResult,
+    own_failure,
+)
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
 from ipython1.kernel.wire.connection import Connection
@@ -40,8 +47,6 @@ from ipython1.kernel.wire.shared import SharedMemory
 
 #: Seconds an engine looks for its controller before it gives up.
 CONTROLLER_GRACE = 120.0
-#: Seconds between two looks at shared memory that may be given back.
-TRIM_INTERVAL = 1.0
 #: Seconds in which output is collected before it is sent.
 OUTPUT_DELAY = 0.02
 
@@ -114,9 +119,7 @@ class EngineService:
             lost=lambda reason: on_end(str(reason)),
             grace=CONTROLLER_GRACE,
         )
-        self._shared = shared
-        self._trim_call: Any = None
-        self._blobs = ChunkStore(self._connection.send, shared)
+        self._blobs = ChunkStore(self._connection.send, shared, clock)
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
             Submit: self._submit,
             Cancel: self._cancel,
@@ -141,14 +144,7 @@ class EngineService:
         if self._output_call is not None:
             self._output_call.cancel()
             self._send_output()
-        return self._connection.stop().addBoth(self._closed)
-
-    def _closed(self, result: object) -> None:
-        if self._trim_call is not None:
-            self._trim_call.cancel()
-            self._trim_call = None
-        if self._shared is not None:
-            self._shared.close()
+        return self._connection.stop().addBoth(lambda _: self._blobs.close())
 
     # -- called from the main thread ------------------------------------------------
 
@@ -337,11 +333,10 @@ class EngineService:
         return self._loop.cancel(match)
 
     def _end_unstarted(self, job: Job, ename: str, evalue: str = "") -> None:
-        evalue = evalue or _CANCELLED
         for part in job.submit.parts:
             if isinstance(part, BlobRef):
                 self._blobs.drop(part.blob)
-        failure = encode_failure(RemoteFailure(ename, evalue))
+        failure = encode_failure(RemoteFailure(ename, evalue) if evalue else own_failure(ename))
         self._end(job, _Outcome("error", (failure,), {}), 0.0, time.time())
 
     def _end(self, job: Job, outcome: _Outcome, started: float, completed: float) -> None:
@@ -369,18 +364,6 @@ class EngineService:
             kept.blobs[blob] = data
             kept.size += len(data)
             self._blobs.offer(blob, data)
-        if blobs:
-            self._plan_trim()
-
-    def _plan_trim(self) -> None:
-        if self._shared is not None and self._trim_call is None and not (self._shared.idle or self._stopped):
-            self._trim_call = self._clock.callLater(TRIM_INTERVAL, self._trim)
-
-    def _trim(self) -> None:
-        self._trim_call = None
-        if self._shared is not None:
-            self._shared.trim(self._clock.seconds())
-            self._plan_trim()
 
     def _start_timeout(self, job: Job) -> None:
         submit = job.submit
@@ -393,7 +376,6 @@ class EngineService:
 
 
 _STOPPED = "not run, because an earlier command of this client failed (stop_on_error)"
-_CANCELLED = "taken out of the queue before it ran"
 
 
 def _call_now(f: Callable[..., None], *args: Any) -> None:

@@ -29,6 +29,8 @@ WINDOW = 4 * CHUNK_SIZE
 ACTIVE = 8
 #: Parts of one record, at most: it must stay small.
 PARTS_LIMIT = 20_000
+#: Seconds between two looks at shared memory that may be given back.
+TRIM_INTERVAL = 1.0
 #: Offset of the `Chunk` that tells that a blob will never be whole.
 LOST = -1
 
@@ -66,12 +68,18 @@ class ChunkStore:
     send : callable
         Takes a record for the peer.
     shared : SharedMemory, optional
-        Used where it is given and there is room.
+        Used where it is given and there is room; closed by `close`.
+    clock : IReactorTime, optional
+        Needed with `shared`, which is given back when it lies idle.
     """
 
-    def __init__(self, send: Callable[[Record], None], shared: SharedMemory | None = None) -> None:
+    def __init__(
+        self, send: Callable[[Record], None], shared: SharedMemory | None = None, clock: Any = None
+    ) -> None:
         self._send = send
         self._shared = shared
+        self._clock = clock
+        self._trim_call: Any = None
         self._places: dict[str, str] = {}  # of the blobs that lie in shared memory
         self._held: dict[str, memoryview] = {}
         self._outgoing: dict[str, _Outgoing] = {}
@@ -116,6 +124,7 @@ class ChunkStore:
         """
         self._held[blob] = data
         if blob in self._places:
+            self._plan_trim()
             return
         self._outgoing.pop(blob, None)
         self._waiting[blob] = None
@@ -130,6 +139,25 @@ class ChunkStore:
         self._waiting.pop(blob, None)
         if self._outgoing.pop(blob, None) is not None:
             self._start_waiting()
+
+    def close(self) -> None:
+        """Give back the shared memory; what was taken of it lives on."""
+        if self._trim_call is not None:
+            self._trim_call.cancel()
+            self._trim_call = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
+    def _plan_trim(self) -> None:
+        if self._shared is not None and self._trim_call is None and not self._shared.idle:
+            self._trim_call = self._clock.callLater(TRIM_INTERVAL, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_call = None
+        if self._shared is not None:
+            self._shared.trim(self._clock.seconds())
+            self._plan_trim()
 
     def session_lost(self) -> None:
         """The peer knows nothing any more: what is held will be offered anew."""

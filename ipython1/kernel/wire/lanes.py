@@ -49,6 +49,8 @@ class LaneLink(Protocol):  # type: ignore[misc]
 
     Parameters
     ----------
+    clock : IReactorTime
+        The other end has `TICKET_TIME` for its first frame, from now on.
     greet : callable
         Called with the link and the first frame; sets `sink`, or raises
         `WireError`.
@@ -56,8 +58,9 @@ class LaneLink(Protocol):  # type: ignore[misc]
         Largest first frame that is taken.
     """
 
-    def __init__(self, greet: Callable[[LaneLink, bytes], None], limit: int) -> None:
+    def __init__(self, clock: Any, greet: Callable[[LaneLink, bytes], None], limit: int) -> None:
         self.sink: ILinkSink | None = None
+        self._handshake = clock.callLater(TICKET_TIME, self.abort)
         self._greet = greet
         self._limit = limit
         self._buffer = bytearray()
@@ -111,6 +114,7 @@ class LaneLink(Protocol):  # type: ignore[misc]
     def _take(self, frame: bytes) -> None:
         try:
             if self.sink is None:
+                self.end_handshake()
                 self._greet(self, frame)
                 self._limit = BATCH_LIMIT
             else:
@@ -125,9 +129,15 @@ class LaneLink(Protocol):  # type: ignore[misc]
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008
         """Tell the session."""
         self._open = False
+        self.end_handshake()
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.link_lost(self)
+
+    def end_handshake(self) -> None:
+        """It has said something, or never will."""
+        if self._handshake.active():
+            self._handshake.cancel()
 
 
 class LaneServer:
@@ -168,13 +178,9 @@ class LaneServer:
         return maybeDeferred(self._port.stopListening)
 
     def _incoming(self) -> LaneLink:
-        link = LaneLink(lambda link, frame: self._greeted(link, frame, timer), TICKET_SIZE + _COUNT.size)
-        timer = self._reactor.callLater(TICKET_TIME, link.abort)
-        return link
+        return LaneLink(self._reactor, self._greeted, TICKET_SIZE + _COUNT.size)
 
-    def _greeted(self, link: LaneLink, frame: bytes, timer: Any) -> None:
-        if timer.active():
-            timer.cancel()
+    def _greeted(self, link: LaneLink, frame: bytes) -> None:
         token = frame[:TICKET_SIZE]
         if token not in self._tickets or len(frame) != TICKET_SIZE + _COUNT.size:
             raise WireError(reason="no such ticket")
@@ -199,8 +205,6 @@ def open_lane(reactor: Any, path: str, token: bytes, sink: ILinkSink) -> None:
         return
 
     def greeted(link: LaneLink, frame: bytes) -> None:
-        if timer.active():
-            timer.cancel()
         if len(frame) != _COUNT.size:
             raise WireError(reason="not a lane")
         link.sink = sink
@@ -210,12 +214,10 @@ def open_lane(reactor: Any, path: str, token: bytes, sink: ILinkSink) -> None:
         link.send(token + _COUNT.pack(sink.received))
 
     def failed(failure: Failure) -> None:
-        if timer.active():
-            timer.cancel()
+        link.end_handshake()
         log.debug("no lane to {path}: {reason}", path=path, reason=failure.getErrorMessage())
 
-    link = LaneLink(greeted, _COUNT.size)
-    timer = reactor.callLater(TICKET_TIME, link.abort)
+    link = LaneLink(reactor, greeted, _COUNT.size)
     factory = Factory.forProtocol(lambda: link)
     factory.noisy = False
     UNIXClientEndpoint(reactor, path).connect(factory).addCallbacks(connected, failed)

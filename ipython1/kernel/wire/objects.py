@@ -164,6 +164,8 @@ def _dump(obj: Any, what: str) -> tuple[list[bytes | memoryview], list[types.Cod
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, SerializationError):  # one of our own objects, which says why
+        return f"it holds {error.what}: {error.reason}"  # type: ignore[attr-defined]
     text = " ".join(_safe_text(error).split()).rstrip(".")
     found = re.search(r"cannot pickle '?([^']+?)'? objects?$", text)
     if found:
