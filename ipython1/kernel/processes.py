@@ -7,6 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
+#: What nannies say of an engine that ended because it was told to, and for good.
+STOPPED = "stopped on request"
+
 #: ``PR_SET_PDEATHSIG`` of ``<sys/prctl.h>``.
 _PARENT_DEATH_SIGNAL = 1
 

@@ -239,10 +239,10 @@ def held(files: ClusterFiles) -> Iterator[Lock]:
 
 
 def clean(files: ClusterFiles, everything: bool = False) -> bool:
-    """Remove what a dead cluster left behind: its sockets and its state.
+    """Remove what a dead cluster left behind: its sockets, its state, and what its engines wrote.
 
-    Certificate, FURL files and logs stay, so that the FURLs are good at the next start; a temporary
-    cluster's folder goes altogether.
+    Certificate, FURL files and the controller's log stay, so that the FURLs are good at the next start; a
+    temporary cluster's folder goes altogether.
 
     Parameters
     ----------
@@ -265,6 +265,8 @@ def clean(files: ClusterFiles, everything: bool = False) -> bool:
             shutil.rmtree(files.folder, ignore_errors=True)
         else:
             remove_traces(files)
+            for log in _engine_logs(files):
+                log.unlink(missing_ok=True)
     finally:
         for lock in locks:
             lock.release()
@@ -278,6 +280,19 @@ def remove_traces(files: ClusterFiles) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix != ".lock":
             path.unlink(missing_ok=True)
+
+
+def has_left_something(files: ClusterFiles) -> bool:
+    """Whether there is something that `clean` would remove."""
+    return any(path.suffix != ".lock" for path in _content(files.run)) or bool(_engine_logs(files))
+
+
+def _engine_logs(files: ClusterFiles) -> list[Path]:
+    return [path for path in _content(files.log) if path.name.startswith("engine-")]
+
+
+def _content(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def all_clusters(root: Path | None = None) -> list[ClusterFiles]:

@@ -264,8 +264,11 @@ def clean(files: ClusterFiles | None, everything: bool) -> None:
 @main.command("list", epilog="\b\nExample:  ipcluster list -o json")
 @format_option
 def list_(form: str) -> None:
-    """List the clusters of this user on this machine."""
-    found = [_facts(files) for files in states.all_clusters()]
+    """List the clusters of this user that run on this machine, and the stopped ones that left something."""
+    known = [(files, _facts(files)) for files in states.all_clusters()]
+    found = [
+        facts for files, facts in known if facts["state"] == "running" or states.has_left_something(files)
+    ]
     if form == "json":
         click.echo(json.dumps(found, indent=1))
     elif not found:

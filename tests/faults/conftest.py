@@ -30,7 +30,14 @@ PATIENCE = 30.0
 #: Seconds to a death's error. The promise is one; a busy machine may be late, by no means so late.
 DEATH_LIMIT = 5.0
 #: What a stopped cluster leaves in its folder: what the next start goes on with, and logs.
-KEPT = ("security/ipcontroller*", "run/*.lock", "log/ipcontroller.*", "log/ipengine.out", "log/engine-*.log")
+KEPT = (
+    "security/ipcontroller*",
+    "run/*.lock",
+    "log/ipcontroller.*",
+    "log/ipengine.out",
+    "log/engine-*.log",
+    "log/engine-*.out",
+)
 
 
 def until(true: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
@@ -159,7 +166,7 @@ class Rig:
             p.relative_to(self.files.folder) for p in self.files.folder.rglob("*") if not p.is_dir()
         )
         assert [p for p in left if not any(fnmatch.fnmatch(os.fspath(p), kept) for kept in KEPT)] == []
-        empty = [p for p in self.files.log.glob("engine-*.log") if p.stat().st_size == 0]
+        empty = [p for p in self.files.log.glob("engine-*") if p.stat().st_size == 0]
         assert empty == [], "logs that say nothing"
 
     def destroy(self) -> None:

@@ -41,7 +41,8 @@ def test_the_order_is_that_of_the_program(mec: MultiEngineClient) -> None:
 
 
 def test_processes_that_were_forked(mec: MultiEngineClient) -> None:
-    code = "import multiprocessing\nwith multiprocessing.get_context('fork').Pool(1) as p: p.map(print, [1, 2])"
+    fork = "multiprocessing.get_context('fork')"
+    code = f"import multiprocessing\nwith {fork}.Pool(1) as p: p.map(print, [1, 2])"
     assert output(mec, code) == ("1\n2\n", "")
 
 

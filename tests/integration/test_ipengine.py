@@ -164,16 +164,21 @@ def test_user_code_that_runs_at_exit(
 
 
 def test_the_furl_comes_on_stdin(files: ClusterFiles, mec: client.MultiEngineClient, tmp_path: Path) -> None:
-    host = Host(files, mec, "--furl-stdin", "--log-dir", str(tmp_path / "a" / "b"))
-    assert host.process.stdin is not None
-    host.process.stdin.write(files.furl("engine").read_bytes().strip() + b"\n")
-    host.process.stdin.close()
-    mec.wait_for_engines(1, timeout=PATIENCE)
-    assert len(list((tmp_path / "a" / "b").iterdir())) == 1
-    host.process.terminate()
-    assert host.process.wait(PATIENCE) == 0
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-    until(lambda: not mec.get_ids())
+    folder = tmp_path / "a" / "b"
+    host = Host(files, mec, "--furl-stdin", "--log-dir", str(folder))
+    try:
+        assert host.process.stdin is not None
+        host.process.stdin.write(files.furl("engine").read_bytes().strip() + b"\n")
+        host.process.stdin.close()
+        mec.wait_for_engines(1, timeout=PATIENCE)
+        assert sorted(path.suffix for path in folder.iterdir()) == [".log", ".out"]
+        host.process.terminate()
+        assert host.process.wait(PATIENCE) == 0
+        assert list(folder.iterdir()) == []
+    finally:
+        host.process.kill()
+        host.process.wait()
+        until(lambda: not mec.get_ids())
 
 
 def test_a_crash_is_told_and_the_engine_comes_back(

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,33 @@ def test_stop_on_error_cancels_only_what_this_client_queued(
         finally:
             mec.stop_on_error = False
     assert mec["ran"] == [["other", "afterwards"]] * 4
+
+
+def test_cancel_tells_the_truth(mec: MultiEngineClient, tmp_path: Path) -> None:
+    mec.execute("import time; ran = set()")
+    said = {}
+    for round in range(20):
+        pending = [mec.execute(f"ran.add(({round}, {n}))", targets=0, block=False) for n in range(10)]
+        said |= {(round, n): pending[n].cancel() for n in (9, 5, 2)}
+        mec.barrier(pending)
+    [ran] = mec.pull("ran", targets=0)
+    assert {key for key, cancelled in said.items() if not cancelled} == said.keys() & ran
+    started = f"open(r'{tmp_path}/%d' % engine_id, 'w').close()"
+    running = mec.execute(f"{started}; time.sleep(30)", block=False)
+    while len(list(tmp_path.iterdir())) < 4:
+        time.sleep(0.01)
+    assert not running.running()  # nobody has said so yet
+    behind = mec.execute("ran.add('behind')", block=False)
+    assert not running.cancel()  # at once, not after 30 s
+    assert behind.cancel()
+    running.abort(interrupt=True)
+    with pytest.raises(CompositeError, match="KeyboardInterrupt"):
+        running.result(timeout=20)
+    assert "behind" not in set().union(*mec["ran"])
+
+
+def test_the_arguments_of_an_engine_are_its_own(mec: MultiEngineClient) -> None:
+    assert mec.apply(lambda: __import__("sys").argv) == [["ipengine"]] * 4
 
 
 # -- surroundings ----------------------------------------------------------------------------

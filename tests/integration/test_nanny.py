@@ -107,13 +107,14 @@ def test_a_child_leads_a_session_and_its_output_goes_to_its_log(zygote: Zygote, 
         say(end, session=os.getsid(0), pid=os.getpid(), stdin=os.read(0, 10).decode())
         raise RuntimeError("bang")
 
-    _, heard = fork(zygote, main, log=tmp_path / "log")
+    _, heard = fork(zygote, main, log=tmp_path / "child.log")
     run(zygote, lambda: heard.status is not None)
     [said] = heard.said
     assert said == {"session": said["pid"], "pid": said["pid"], "stdin": ""}
     assert heard.status == 1
-    text = (tmp_path / "log").read_text()
-    assert text.startswith("printed\nTraceback")
+    assert (tmp_path / "child.out").read_text() == "printed\n"
+    text = (tmp_path / "child.log").read_text()
+    assert text.startswith("Traceback")
     assert text.endswith("RuntimeError: bang\n")
 
 

@@ -10,6 +10,8 @@ from twisted.internet.defer import fail
 from twisted.internet.task import Clock
 
 from ipython1.kernel.controller import facets
+from ipython1.kernel.controller.questions import START_TIME
+from ipython1.kernel.controller.queue import HAND
 from ipython1.kernel.controller.service import (
     CLIENT_GRACE,
     ENGINE_GRACE,
@@ -538,6 +540,65 @@ def test_orders_go_to_the_nanny_of_the_engine(world: World) -> None:
     assert sum(order.number for order in started) == 3
     assert second.hear(Order)[-1] == Order("stop", "b", 0)
     assert first.hear(Order)[-1] == Order("stop", "a", 0)
+
+
+def test_only_what_no_engine_has_counts_as_cancelled(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    for n in range(HAND + 1):
+        client.connection.send(submit(f"c1-{n}", 0))
+    world.turn()
+    for id, count in (("c1-1", 0), (f"c1-{HAND}", 1)):
+        assert ask(client, world, "cancel", id=id) == count
+    assert engine.hear(Cancel) == [Cancel(("c1-1",), (0,), "TaskAborted")]
+    [result] = client.hear(Result)
+    assert (result.id, failure(result)) == (f"c1-{HAND}", "TaskAborted")
+
+
+def started(*nannies: Peer) -> int:
+    return sum(order.number for nanny in nannies for order in nanny.hear(Order) if order.what == "start")
+
+
+def test_engines_that_were_ordered_are_not_ordered_again(world: World) -> None:
+    client, nanny, other = world.client(), world.nanny(), world.nanny("m")
+    for _ in range(2):
+        ask(client, world, "scale", n=4)
+    assert [started(nanny), started(other)] == [2, 2]
+    world.engine("a")
+    world.engine("b", nanny="m")
+    ask(client, world, "scale", n=5)
+    assert started(nanny, other) == 5
+    nanny.connection.send(Exited("x", "exit status 1", "", True))  # its successor is still to come
+    world.turn()
+    ask(client, world, "scale", n=5)
+    assert started(nanny, other) == 5
+    nanny.connection.send(Exited("y", "exit status 1", "", False))
+    world.turn()
+    ask(client, world, "scale", n=5)
+    assert started(nanny, other) == 6
+    world.turn(START_TIME + 1)
+    ask(client, world, "scale", n=5)
+    assert started(nanny, other) == 9
+
+
+def test_engines_that_a_nanny_starts_by_itself_are_counted(world: World) -> None:
+    client, nanny = world.client(), world.nanny("n", ("a", "b"))
+    ask(client, world, "scale", n=2)
+    assert started(nanny) == 0
+    world.engine("a")
+    world.engine("b")
+    ask(client, world, "scale", n=3)
+    assert started(nanny) == 1
+
+
+def test_engines_that_are_leaving_do_not_count(world: World) -> None:
+    client, nanny = world.client(), world.nanny()
+    for uuid in "abc":
+        world.engine(uuid)
+    ask(client, world, "scale", n=1)
+    ask(client, world, "scale", n=1)
+    assert nanny.hear(Order) == [Order("stop", "b", 0), Order("stop", "c", 0)]
+    ask(client, world, "scale", n=2)
+    assert started(nanny) == 1
 
 
 def test_bad_questions_get_an_error(world: World) -> None:

@@ -95,3 +95,12 @@ def test_a_failure_is_one_line_of_a_composite_error() -> None:
     assert lines[1] == "[0:apply]: ValueError: one …"
     assert len(lines[2]) < 1100
     assert lines[3:] == ["[2:apply]: EngineDied: Engine 2 died: exit status 3.", "last words"]
+
+
+def test_an_entry_that_is_not_there() -> None:
+    error = CompositeError("execute", [RemoteFailure("ValueError", "no", engine=3)])
+    for call in (error.raise_exception, error.print_tracebacks):
+        with pytest.raises(IndexError, match="There is no entry 9 in elist: this error has only entry 0"):
+            call(9)
+    with pytest.raises(RemoteError, match="no"):
+        error.raise_exception(-1)

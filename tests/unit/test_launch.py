@@ -20,6 +20,7 @@ from twisted.internet.task import Clock
 
 from ipython1.kernel.files import ClusterFiles
 from ipython1.launch import runner, state
+from ipython1.launch.cluster import Cluster
 from ipython1.launch.local import RunningController, environment
 from ipython1.launch.logs import follow, log_lines
 from ipython1.launch.report import Banner, Report, engines_line
@@ -131,6 +132,16 @@ def test_clean_takes_what_a_dead_cluster_left(files: ClusterFiles) -> None:
     assert files.furl("engine").read_text() == "kept"
 
 
+def test_clean_takes_what_the_engines_of_a_dead_cluster_wrote(files: ClusterFiles) -> None:
+    State(pid=4242).write(files)
+    for name in ("engine-1f.log", "engine-1f.out", "ipcontroller.log"):
+        (files.log / name).write_text("words\n")
+    assert state.has_left_something(files)
+    assert state.clean(files)
+    assert [path.name for path in files.log.iterdir()] == ["ipcontroller.log"]
+    assert not state.has_left_something(files)
+
+
 @pytest.mark.parametrize("whose", [state.cluster_lock, state.controller_lock])
 def test_clean_leaves_a_live_cluster_alone(
     files: ClusterFiles, whose: Callable[[ClusterFiles], Lock]
@@ -149,6 +160,14 @@ def test_clean_removes_temporary_clusters(files: ClusterFiles) -> None:
     State(temporary=True).write(files)
     assert state.clean(files)
     assert not files.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("n", "error"), [(0, ValueError), (-1, ValueError), ("x", TypeError), (True, TypeError)]
+)
+def test_a_cluster_of_no_engines(n: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{n}"):
+        Cluster(n=n)
 
 
 # -- the supervisor --------------------------------------------------------------
@@ -649,7 +668,11 @@ def test_a_running_cluster_is_not_started_twice_nor_cleaned(ipython1_dir: Path) 
     files.furl("view").write_text("pb://v\n")
     assert invoke("furl", "view", "--cluster", "busy") == (0, "pb://v\n", "")
     assert invoke("furl", "view", "--path", "--cluster", "busy")[1] == f"{files.furl('view')}\n"
+    assert invoke("clean")[:2] == (0, "cleaned      cluster busy\n")
+    assert files.furl("view").exists()
+    assert invoke("list")[1] == "no clusters\n"
     assert invoke("clean", "--all")[:2] == (0, "cleaned      cluster busy\n")
+    assert not files.folder.exists()
     assert invoke("list")[1] == "no clusters\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import operator
+import pickle
 import signal
 import threading
 import weakref
@@ -414,6 +415,25 @@ def test_a_view_resolves_its_targets_when_called(empty: MultiEngineClient) -> No
     assert view.ids == [0, 1]
 
 
+def test_a_view_is_the_same_client(mec: MultiEngineClient) -> None:
+    view = mec[1]
+    view.stop_on_error = True
+    assert mec.stop_on_error is True
+    mec.stop_on_error = False
+    assert view.stop_on_error is False
+    pending = mec[0].execute("1", block=False)
+    assert view.pending == [pending]
+    assert view.get_pending(pending.id) is pending
+    view.barrier()
+    assert pending.done()
+    lost = mec.execute("1", block=False)
+    view.flush()
+    assert lost.done()
+    view.scale(4)
+    view.wait_for_engines(4)
+    assert mec.ids == [0, 1, 2, 3]
+
+
 def test_iterating_gives_a_view_of_each(mec: MultiEngineClient) -> None:
     assert [view["engine_id"] for view in mec] == [[0], [1], [2]]
 
@@ -695,14 +715,32 @@ def test_an_engine_that_dies_while_starting_ends_the_wait(
     mec: MultiEngineClient, cluster: MemoryCluster
 ) -> None:
     assert cluster.controller is not None
-    start_failed = cluster.controller.registry.start_failed
-    cluster.clock.callLater(2.0, start_failed, "exited with status 1", "ImportError: no numpy")
+    given_up = cluster.controller.registry.given_up
+    cluster.clock.callLater(2.0, given_up, "exited with status 1", "ImportError: no numpy")
     with pytest.raises(LaunchError, match="ImportError: no numpy"):
         mec.wait_for_engines(4, timeout=60)
     assert cluster.clock.seconds() < 30
     # It was told; later waits are about later engines.
     mec.scale(4)
     mec.wait_for_engines(4)
+
+
+def test_an_engine_that_is_gone_for_good_ends_the_wait(
+    mec: MultiEngineClient, cluster: MemoryCluster
+) -> None:
+    cluster.end_engine(cluster.engine(2), "exit status 1; not restarted, for it died 3 times in 60 s")
+    cluster.run_until(lambda: mec.get_ids() == [0, 1])
+    with pytest.raises(LaunchError, match="engine 2 died: exit status 1; not restarted"):
+        mec.wait_for_engines(3)
+    assert cluster.clock.seconds() < 30
+    mec.scale(3)
+    mec.wait_for_engines(3)
+
+
+def test_an_engine_that_was_told_to_stop_ends_no_wait(mec: MultiEngineClient) -> None:
+    mec.kill(targets=2)
+    with pytest.raises(TimeoutError):
+        mec.wait_for_engines(3, timeout=5)
 
 
 # -- outstanding results ---------------------------------------------------------------------------
@@ -909,3 +947,32 @@ def test_what_holds_a_function_says_which(mec: MultiEngineClient) -> None:
     assert repr(mec.parallel()(abs)) == "<ParallelFunction abs>"
     assert repr(mec[0].remote()(abs)) == "<RemoteFunction abs>"
     assert repr(mec[0].executor()) == "<EngineExecutor targets=0: 0 outstanding>"
+
+
+# -- what cannot be -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a b", "", "1x", "class", "None", "a-b", "engine_id"])
+def test_names_that_cannot_be_set(mec: MultiEngineClient, name: str) -> None:
+    calls = [
+        lambda: mec.push({name: 1}),
+        lambda: mec.push_function({name: len}),
+        lambda: mec.scatter(name, [1, 2, 3]),
+        lambda: mec.__setitem__(name, 1),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=name or "''"):
+            call()
+    assert mec.keys() == [[]] * 3
+    assert mec["engine_id"] == [0, 1, 2]
+
+
+def test_clients_and_pending_results_stay_in_their_process(mec: MultiEngineClient) -> None:
+    pending = mec.execute("1", block=False)
+    advice = {mec: "MultiEngineClient()", mec[0]: "MultiEngineClient()", pending: r"\.get_result\(\)"}
+    for thing, advised in advice.items():
+        with pytest.raises(SerializationError, match=f"a {type(thing).__name__} cannot be sent"):
+            pickle.dumps(thing)
+        with pytest.raises(SerializationError, match=f"the value of 'x'.*{advised}") as caught:
+            mec["x"] = {"here": [thing]}
+        assert str(caught.value).count("cannot be sent") == 1

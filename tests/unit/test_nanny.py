@@ -196,7 +196,11 @@ def test_where_no_engine_can_start_the_nanny_ends(zygote: FakeZygote, tmp_path: 
         child.log.write_text("ImportError: no such thing\n")
         child.ended(1)
     assert len(zygote.engines) == DEATHS
-    assert zygote.agents[0].told("exited")[-1][1:] == ("exit status 1", "ImportError: no such thing", False)
+    assert zygote.agents[0].told("exited")[-1][1:] == (
+        "exit status 1; not restarted, for it died 3 times in 60 s",
+        "ImportError: no such thing",
+        False,
+    )
     assert zygote.agents[0].told("quit") == [True]
     zygote.agents[0].ended(0)
     assert nanny.status == NO_ENGINE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 import threading
@@ -177,3 +178,18 @@ def test_reset(engine):
     assert engine.do("reset") is None
     assert engine.do("keys") == []
     assert engine.execute("1")["number"] == 1
+
+
+def test_a_reset_brings_back_the_streams_that_user_code_replaced(engine):
+    engine.execute("import sys\nsys.stdout = None")
+    engine.do("reset")
+    engine.execute("print(1)")
+    assert [item[2] for item in engine.output.take()] == ["1\n"]
+
+
+def test_the_streams_of_the_process_are_back_after_an_error(engine):
+    before = sys.stdout, sys.stderr
+    with pytest.raises(ZeroDivisionError):
+        engine.execute("1 / 0")
+    assert (sys.stdout, sys.stderr) == before
+    assert not hasattr(builtins, "get_ipython")

@@ -254,3 +254,46 @@ def test_numpy_and_pandas_are_not_imported(monkeypatch):
     assert same_length([[1]]) == [[1]]
     assert "numpy" not in sys.modules
     assert "pandas" not in sys.modules
+
+
+@pytest.mark.parametrize("dist", ["b", "r"])
+@pytest.mark.parametrize("length", [0, 1, 3, 7])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: pd.Categorical(list("abacbac"[:n]), categories=list("cba"), ordered=True),
+        lambda n: pd.array([1, None, 3, 4, None, 6, 7][:n], dtype="Int64"),
+        lambda n: pd.array(pd.date_range("2020", periods=n, tz="UTC")),
+    ],
+)
+def test_arrays_of_pandas_keep_their_kind(make, length, dist):
+    whole = make(length)
+    again = join(split(whole, 4, dist), dist)
+    assert type(again) is type(whole)
+    pd.testing.assert_extension_array_equal(again, whole)
+
+
+def test_flattened_arrays_of_pandas():
+    whole = pd.Categorical(list("abacb"), categories=list("cba"), ordered=True)
+    parts = [flatten(part) for part in split(whole, 4)]
+    assert parts[1:] == ["a", "c", "b"]
+    pd.testing.assert_extension_array_equal(join(parts), whole)
+
+
+@pytest.mark.parametrize("dist", ["b", "r"])
+@pytest.mark.parametrize("n", [2, 5])
+def test_record_arrays_keep_their_kind(n, dist):
+    whole = np.rec.array([(1, 2.0), (3, 4.0), (5, 6.0)], dtype=[("a", int), ("b", float)])
+    for parts in (split(whole, n, dist), [flatten(part) for part in split(whole, n, dist)]):
+        again = join(parts, dist)
+        assert type(again) is np.recarray
+        assert again.b.tolist() == [2.0, 4.0, 6.0]
+    plain = whole.view(np.ndarray)
+    assert type(join(split(plain, n, dist), dist)) is np.ndarray
+
+
+@pytest.mark.parametrize("dist", ["b", "r"])
+def test_flattened_masked_arrays_keep_dtype_and_mask(dist):
+    whole = np.ma.array([1, 2, 3, 4, 5], mask=[0, 1, 0, 1, 0])
+    again = join([flatten(part) for part in split(whole, 4, dist)], dist)
+    assert (again.dtype, again.tolist()) == (whole.dtype, [1, None, 3, None, 5])

@@ -32,8 +32,6 @@ class FakeCore:
         self.steps: deque[Callable[[], Any]] = deque()
         self.waits: list[float | None] = []
         self.aborts: list[bool] = []
-        self.asked: list[tuple[str, dict]] = []
-        self.answers: list[concurrent.futures.Future] = []
         self.user_calls: list[tuple] = []
 
     def wait(self, future: concurrent.futures.Future, timeout: float | None) -> None:
@@ -50,11 +48,6 @@ class FakeCore:
         while self.user_calls:
             f, args = self.user_calls.pop(0)
             f(*args)
-
-    def ask(self, what: str, **body: Any) -> concurrent.futures.Future:
-        self.asked.append((what, body))
-        self.answers.append(concurrent.futures.Future())
-        return self.answers[-1]
 
     def abort(self, pending: PendingResult, interrupt: bool = False) -> None:
         self.aborts.append(interrupt)
@@ -751,12 +744,12 @@ def test_cancel_before_anything_started(core):
     pending = make(core)
     core.steps += [
         lambda: error(pending, 0, "TaskAborted", started=0.0),
-        lambda: core.answers[0].set_result(2),
+        lambda: error(pending, 1, "TaskAborted", started=0.0),
     ]
     called = []
     pending.add_done_callback(called.append)
     assert pending.cancel() is True
-    assert core.asked == [("cancel", {"id": "c0ffee-7"})]
+    assert core.aborts == [False]
     assert pending.cancelled()
     assert pending.cancel() is True
     error(pending, 1, "TaskAborted", started=0.0)
@@ -775,12 +768,32 @@ def test_cancel_when_some_had_started(core):
     core.steps += [
         lambda: error(pending, 1, "TaskAborted", started=0.0),
         lambda: ok(pending, 0, 1),
-        lambda: core.answers[0].set_result(1),
     ]
     assert pending.cancel() is False
     assert pending.done()
     assert not pending.cancelled()
     assert pending.exception().results == {0: 1}
+
+
+def test_cancel_when_an_engine_says_that_it_has_started(core):
+    pending = make(core)
+    core.steps += [
+        lambda: error(pending, 1, "TaskAborted", started=0.0),
+        lambda: event(pending, 0, 0, "started", ""),
+    ]
+    assert pending.cancel() is False
+    assert pending.running()
+    assert pending.stdout == ["", ""]
+    ok(pending, 0, 1)
+    assert pending.exception().results == {0: 1}
+
+
+@pytest.mark.parametrize("ename", ["EngineDied", "QueueCleared"])
+def test_what_ended_in_another_way_was_not_cancelled(core, ename):
+    pending = make(core, (0,))
+    core.steps += [lambda: error(pending, 0, ename, started=0.0)]
+    assert pending.cancel() is False
+    assert pending.exception().elist[0].ename == ename
 
 
 def test_cancel_of_what_runs_is_refused_without_asking(core):
@@ -789,7 +802,7 @@ def test_cancel_of_what_runs_is_refused_without_asking(core):
     event(pending, 0, 0, "stdout", "here")
     assert pending.running()
     assert pending.cancel() is False
-    assert core.asked == []
+    assert core.aborts == []
     ok(pending, 0)
     ok(pending, 1)
     assert pending.cancel() is False
@@ -797,19 +810,16 @@ def test_cancel_of_what_runs_is_refused_without_asking(core):
 
 def test_cancel_when_the_connection_goes(core):
     pending = make(core)
-    core.steps += [
-        lambda: pending.fail(ClientClosed()),
-        lambda: core.answers[0].set_exception(ClientClosed()),
-    ]
+    core.steps += [lambda: pending.fail(ClientClosed())]
     assert pending.cancel() is False
     assert isinstance(pending.exception(), ClientClosed)
 
 
 def test_cancel_without_a_connection(core, monkeypatch):
-    def closed(what, **body):
+    def closed(pending):
         raise ClientClosed()
 
-    monkeypatch.setattr(core, "ask", closed)
+    monkeypatch.setattr(core, "abort", closed)
     pending = make(core)
     assert pending.cancel() is False
     assert not pending.done()

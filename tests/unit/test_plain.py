@@ -200,3 +200,22 @@ def test_changed_formatters_are_asked(shell: EngineShell, cuts: ShortCuts) -> No
     assert cuts.format("x") is None
     formatters["text/plain"].for_type(str, before)
     assert cuts.format("x") == {"text/plain": "'x'"}
+
+
+def test_formatters_that_are_replaced_are_seen(shell: EngineShell, cuts: ShortCuts) -> None:
+    display = shell.ip.display_formatter
+    before = display.active_types
+    display.active_types = ["text/plain"]
+    assert cuts.format(3) is None
+    display.active_types = before
+    assert cuts.format(3) == {"text/plain": "3"}
+    html = display.formatters["text/html"]
+    printers = html.type_printers
+    html.type_printers = {**printers, int: repr}
+    assert cuts.format(3) is None
+    html.type_printers = printers
+    assert cuts.format(3) == {"text/plain": "3"}
+    display.formatters["text/x"] = type(html)(parent=display)
+    assert cuts.format(3) is None
+    del display.formatters["text/x"]
+    assert cuts.format(3) == {"text/plain": "3"}

@@ -77,6 +77,19 @@ def test_redirect(tmp_path: Path) -> None:
     assert log.read_bytes() == b"before\nout\nerr\n"
 
 
+def test_redirect_with_a_file_for_stdout(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+
+    def write() -> None:
+        redirect(log, out)
+        os.write(1, b"out\n")
+        os.write(2, b"err\n")
+        assert [os.pread(fd, 10, 0) for fd in (1, 2)] == [b"out\n", b"err\n"]
+
+    assert in_child(write) == 0
+    assert (log.read_bytes(), out.read_bytes()) == (b"err\n", b"out\n")
+
+
 def test_redirect_makes_a_private_log_and_works_without_standard_descriptors(tmp_path: Path) -> None:
     log = tmp_path / "log"
 

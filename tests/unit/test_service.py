@@ -12,10 +12,12 @@ from twisted.internet.task import Clock
 from ipython1.kernel.engine import kept as kept_module
 from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.output import OutputBuffer
-from ipython1.kernel.engine.service import EngineService
+from ipython1.kernel.engine.service import RESULT_DELAY, EngineService
+from ipython1.kernel.error import TaskAborted
 from ipython1.kernel.wire.memory import MemoryDialer, MemoryLink
 from ipython1.kernel.wire.records import (
     BlobRef,
+    Cancel,
     Chunk,
     Departed,
     Event,
@@ -225,3 +227,86 @@ def test_nothing_begins_after_the_end(played: Played) -> None:
     played.service.output_waits()
     assert played.ran == ["c-1"]
     assert not [call for call in played.clock.getDelayedCalls() if call.func == played.service._send_output]
+
+
+def test_who_cancels_what_runs_is_told_that_it_has_started(played: Played) -> None:
+    played.say(submit("c-1"), submit("c-2"))
+
+    def perform(job: Job) -> list[Any]:
+        if job.submit.id == "c-1":
+            played.say(Cancel(("c-1", "c-2"), (0,), "TaskAborted"))
+        return [b"value"]
+
+    played.loop._perform = perform
+    played.loop.run_ready()
+    played.turn()
+    events = [record for record in played.heard if isinstance(record, Event)]
+    assert [(event.id, event.index, event.kind) for event in events] == [("c-1", 0, "started")]
+    aborted, done = played.results()
+    assert (aborted.id, aborted.status) == ("c-2", "error")
+    failure = decode_failure(aborted.parts[0], 0, "")  # type: ignore[arg-type]
+    assert (failure.ename, failure.evalue) == ("TaskAborted", str(TaskAborted()))
+    assert (done.id, done.status, done.events) == ("c-1", "ok", 1)
+
+
+def test_results_go_together_while_the_next_command_runs(played: Played) -> None:
+    played.say(submit("c-1"), submit("c-2"), submit("c-3"))
+    there: list[list[str]] = []
+
+    def perform(job: Job) -> list[Any]:
+        for pause in (RESULT_DELAY / 2, 0, 0):
+            played.clock.advance(pause)
+        there.append([result.id for result in played.results()])
+        return [b"value"]
+
+    played.loop._perform = perform
+    played.loop.run_ready()
+    assert there == [[], [], ["c-1", "c-2"]]
+    for _ in range(3):
+        played.clock.advance(0)
+    assert [result.id for result in played.results()] == ["c-1", "c-2", "c-3"]
+
+
+def test_no_result_waits_for_the_next_command(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the reactor took the one before while it was being announced."""
+    played.say(submit("c-1"), submit("c-2"), submit("c-3"))
+    real = played.loop.has_next
+    hops: list[Callable[[], None]] = []
+    there: list[str] = []
+
+    def has_next() -> bool:
+        if played.ran == ["c-1"]:
+            played.service._finish_all()
+        return real()
+
+    def perform(job: Job) -> list[Any]:
+        while hops:
+            hops.pop(0)()
+        if job.submit.id == "c-3":
+            played.turn()
+            there.extend(result.id for result in played.results())
+        played.ran.append(job.submit.id)
+        return [b"value"]
+
+    monkeypatch.setattr(played.loop, "has_next", has_next)
+    monkeypatch.setattr(played.service, "_hop", lambda f, *args: hops.append(lambda: f(*args)))
+    played.loop._perform = perform
+    played.loop.run_ready()
+    assert there == ["c-1", "c-2"]
+    hops.pop()()
+
+
+def test_the_end_sends_the_results_that_wait(played: Played) -> None:
+    played.say(submit("c-1"), submit("c-2"))
+
+    def perform(job: Job) -> list[Any]:
+        if job.submit.id == "c-2":
+            played.service.stop()
+            played.turn()
+            there.extend(result.id for result in played.results())
+        return [b"value"]
+
+    there: list[str] = []
+    played.loop._perform = perform
+    played.loop.run_ready()
+    assert there == ["c-1"]

@@ -20,7 +20,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from ipython1.kernel.engine import shell as module
 from ipython1.kernel.engine.interactive import bundle
 from ipython1.kernel.engine.mainloop import Job, MainLoop, format_traceback
-from ipython1.kernel.engine.output import OutputBuffer
+from ipython1.kernel.engine.output import OutputBuffer, OutputStream
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.wire.records import Submit, decode_failure
 
@@ -247,7 +247,7 @@ def test_every_error_ends_its_command_and_the_shell_goes_on(engine, code):
         "number": 2,
         "result": {"text/plain": "2"},
     }
-    assert sys.stdout is not engine.shell._streams[1]
+    assert not isinstance(sys.stdout, OutputStream)
 
 
 def test_tracebacks_show_the_users_lines(engine):

@@ -121,7 +121,7 @@ class Arrivals:
                 source.progress = event.text  # only the last one counts
             elif event.kind == "publish":
                 self._published_parts.append(parts)
-            else:
+            elif event.kind != "started":
                 output = Output(event.engine, event.kind, event.text, parts[0] if parts else b"")
                 source.outputs.append(output)
                 self.log.append(output)

@@ -204,7 +204,7 @@ class ClientCore:
         return self._engines
 
     def start_failures(self) -> list[str]:
-        """Output of the engines that died while starting, since this client connected."""
+        """Cause and output of the engines that died for good, starting or later, since this connected."""
         new = [failure for failure in self._failures if failure[0] > self._failures_before]
         return [f"{cause}\n{output}".strip() for _, cause, output in new]
 

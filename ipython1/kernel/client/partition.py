@@ -132,6 +132,8 @@ def join(parts: Iterable[Any], dist: str = "b") -> Any:
             return kind(_merge([(part,) if isinstance(part, int) else part for part in parts], dist))
     elif any(_all_pandas(parts, name) for name in ("DataFrame", "Series", "Index")):
         return _join_rows(parts, dist)
+    elif any(map(_is_extension, parts)) and not any(isinstance(part, (list, tuple)) for part in parts):
+        return _join_extensions(parts, dist)
     if any(type(part) is tuple for part in parts) and not any(_is_list_like(part) for part in parts):
         return tuple(_merge([part if type(part) is tuple else (part,) for part in parts], dist))
     return _merge([part if _is_list_like(part) else (part,) for part in parts], dist)
@@ -148,7 +150,7 @@ def _merge(parts: Sequence[Iterable[Any]], dist: str) -> list[Any]:
 def _join_arrays(parts: list[Any], dist: str) -> Any:
     numpy = sys.modules["numpy"]
     ndim = max(1, *(part.ndim for part in parts))
-    arrays = [numpy.asanyarray(part) for part in parts]
+    arrays = [numpy.asanyarray(part) for part in _with_masked_items(parts)]
     arrays = [
         array[numpy.newaxis] if array.ndim == ndim - 1 and _is_item(array, ndim) else array
         for array in arrays
@@ -157,7 +159,19 @@ def _join_arrays(parts: list[Any], dist: str) -> Any:
     arrays = [array for array in arrays if len(array)] or arrays[:1]
     masked = any(isinstance(array, numpy.ma.MaskedArray) for array in arrays)
     whole = numpy.ma.concatenate(arrays) if masked else numpy.concatenate(arrays)
+    if all(_is(part, "numpy", "recarray", "record") for part in parts):
+        whole = whole.view(numpy.recarray)
     return whole if dist == "b" else whole[_round_robin_order(arrays)]
+
+
+def _with_masked_items(parts: list[Any]) -> list[Any]:
+    """The parts with the constant `numpy.ma.masked`, a float, made an item of the others' dtype."""
+    numpy = sys.modules["numpy"]
+    others = [part.dtype for part in parts if part is not numpy.ma.masked]
+    if not others or len(others) == len(parts):
+        return parts
+    item = numpy.ma.masked_all(1, numpy.result_type(*others))
+    return [item if part is numpy.ma.masked else part for part in parts]
 
 
 def _is_item(array: Any, ndim: int) -> bool:
@@ -170,6 +184,22 @@ def _join_rows(parts: list[Any], dist: str) -> Any:
     parts = [part for part in parts if len(part)] or parts[:1]
     whole = parts[0].append(parts[1:]) if isinstance(parts[0], pandas.Index) else pandas.concat(parts)
     return whole if dist == "b" else _rows(whole)[_round_robin_order(parts)]
+
+
+def _is_extension(part: Any) -> bool:
+    """Whether it is an array of pandas's own, such as a Categorical."""
+    return _is(part, "pandas.api.extensions", "ExtensionArray")
+
+
+def _join_extensions(parts: list[Any], dist: str) -> Any:
+    pandas = sys.modules["pandas"]
+    dtype = next(part.dtype for part in parts if _is_extension(part))
+    columns = [
+        pandas.Series(part) if _is_extension(part) else pandas.Series([part], dtype=dtype) for part in parts
+    ]
+    columns = [column for column in columns if len(column)] or columns[:1]
+    whole = pandas.concat(columns, ignore_index=True).array
+    return whole if dist == "b" else whole[_round_robin_order(columns)]
 
 
 def _round_robin_order(parts: list[Any]) -> Any:

@@ -27,6 +27,7 @@ from ipython1.kernel.error import (
     IPython1Error,
     RemoteFailure,
     SerializationError,
+    TaskAborted,
     UnknownResult,
 )
 from ipython1.kernel.wire.records import Event, Result
@@ -40,8 +41,6 @@ class Core(Protocol):
     def wait(self, future: concurrent.futures.Future[Any], timeout: float | None) -> None: ...
 
     def call_user(self, f: Callable[..., Any], *args: Any) -> None: ...
-
-    def ask(self, what: str, **body: Any) -> concurrent.futures.Future[Any]: ...
 
     def abort(self, pending: PendingResult, interrupt: bool = False) -> None: ...
 
@@ -94,8 +93,8 @@ class PendingResult(concurrent.futures.Future[Any]):
         self._over = False
         self._verdict: concurrent.futures.Future[bool] | None = None
         self._news: concurrent.futures.Future[None] | None = None
-        self._listeners: list[Callable[[], None]] = []
-        self._callbacks = CallbackChain()
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._callbacks: CallbackChain | None = None
         self._settled = False
         self._value: Any = None
         self._error: Exception | None = None
@@ -114,6 +113,7 @@ class PendingResult(concurrent.futures.Future[Any]):
         """Take something the command gave out. What came before, or leaves a gap, is ignored."""
         if not self._over and self._arrivals.event(event, parts):
             self._mark_running()
+            self._decide_cancel()
             self._tell()
 
     def deliver_result(self, result: Result, parts: Sequence[Buffer]) -> None:
@@ -121,6 +121,7 @@ class PendingResult(concurrent.futures.Future[Any]):
         if not self._over and self._arrivals.result(result, parts):
             if result.started:
                 self._mark_running()
+            self._decide_cancel()
             self._finish_if_over()
             self._tell()
 
@@ -130,6 +131,7 @@ class PendingResult(concurrent.futures.Future[Any]):
             if self._over:
                 return
             self._broken = error
+        self._decide_cancel()
         self._finish_if_over()
 
     def _mark_running(self) -> None:
@@ -149,7 +151,7 @@ class PendingResult(concurrent.futures.Future[Any]):
         """The state is final: tell everyone who waits."""
         self._over_at = time.monotonic()
         with self._guard:
-            listeners, self._listeners = self._listeners, []
+            listeners, self._listeners = self._listeners, ()
         for listener in listeners:
             listener()
         self._tell()
@@ -167,7 +169,7 @@ class PendingResult(concurrent.futures.Future[Any]):
         """Call `listener` (quick) once this is done: in the reactor thread, or now."""
         with self._guard:
             if not self.done():
-                self._listeners.append(listener)
+                self._listeners += (listener,)
                 return
         listener()
 
@@ -357,6 +359,9 @@ class PendingResult(concurrent.futures.Future[Any]):
         """
         if not callable(f):
             raise TypeError(f"a callback must be callable, not {f!r}")
+        with self._guard:
+            if self._callbacks is None:
+                self._callbacks = CallbackChain()
         self._callbacks.add(lambda value: f(value, *args, **kw))
         if self.done():
             self._callbacks.run(self)
@@ -512,21 +517,31 @@ class PendingResult(concurrent.futures.Future[Any]):
                     return self.cancelled()
                 verdict = self._verdict = concurrent.futures.Future()
         if not asked:
-            self._ask_to_cancel(verdict)
+            # Until it is decided results are held: they may say TaskAborted for what was just cancelled.
+            try:
+                self._core.abort(self)
+            except IPython1Error:
+                self._conclude_cancel(False)
         self._core.wait(verdict, None)
         return verdict.result()
 
-    def _ask_to_cancel(self, verdict: concurrent.futures.Future[bool]) -> None:
-        # Until the answer is here results are held: they may say TaskAborted for what was just cancelled.
-        try:
-            answer = self._core.ask("cancel", id=self.command_id)
-        except IPython1Error:
-            self._conclude_cancel(verdict, 0)
-        else:
-            answer.add_done_callback(lambda answer: self._conclude_cancel(verdict, _count(answer)))
+    def _decide_cancel(self) -> None:
+        """Conclude `cancel` as soon as the engines have said enough."""
+        if self._verdict is None:
+            return
+        if self.running() or self._broken is not None:
+            self._conclude_cancel(False)
+        elif not self._arrivals.missing:
+            failures = [self._arrivals.decode(engine).failure for engine in self.targets]
+            self._conclude_cancel(all(f is not None and f.ename == TaskAborted.__name__ for f in failures))
 
-    def _conclude_cancel(self, verdict: concurrent.futures.Future[bool], not_started: int) -> None:
-        cancelled = not_started == len(self.targets) and super().cancel()
+    def _conclude_cancel(self, cancelled: bool) -> None:
+        with self._guard:
+            verdict = self._verdict
+            if verdict is None or verdict.running():
+                return
+            verdict.set_running_or_notify_cancel()  # nobody else concludes it
+        cancelled = cancelled and super().cancel()
         with self._guard:
             self._verdict = None
             self._over = self._over or cancelled
@@ -536,11 +551,6 @@ class PendingResult(concurrent.futures.Future[Any]):
         else:
             self._finish_if_over()
         verdict.set_result(cancelled)
-
-
-def _count(answer: concurrent.futures.Future[Any]) -> int:
-    """How many the controller has cancelled; none where it could not be asked."""
-    return 0 if answer.cancelled() or answer.exception() is not None else int(answer.result())
 
 
 def _in_asyncio_task() -> bool:

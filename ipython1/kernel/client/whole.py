@@ -32,7 +32,7 @@ class WholeClient(Calls):
         Raises
         ------
         LaunchError
-            An engine died while starting; has the engine's own output.
+            An engine died while starting, or died for good; has its own output.
         TimeoutError
             There are fewer after `timeout`.
         """
@@ -64,6 +64,7 @@ class WholeClient(Calls):
         The engines with the highest ids go first.
         """
         self._core.check_usable()
+        self._owner()._failures_told = self._core.start_failures()  # later waits are about later engines
         future = self._core.ask("scale", n=_count(n))
         self._core.wait(future, None)
         future.result()

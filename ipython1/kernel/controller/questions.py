@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import signal
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from ipython1.kernel.wire.records import (
 #: Seconds that nannies have to leave when the cluster is shut down.
 LEAVE_TIME = 5.0
 LEAVE_POLL = 0.05
+#: Seconds in which an engine that was ordered has to be there, or is ordered again.
+START_TIME = 60.0
 
 
 class Questions:
@@ -55,6 +58,9 @@ class Questions:
         self._shut_down = shut_down
         self._clock = clock
         self._leave_call: Any = None
+        #: Of each nanny, until when the engines are waited for that it starts now.
+        self._starting: dict[str, deque[float]] = {}
+        self._leaving: set[str] = set()  # uuids of engines that were told to stop
         self._answers: Mapping[str, Callable[[dict[str, Any]], Any]] = {
             "status": lambda body: self.status(),
             "queue_status": self._queue_status,
@@ -138,25 +144,51 @@ class Questions:
         wanted = int(body["n"])
         if not 0 <= wanted <= ENGINES_LIMIT:
             raise ValueError(f"n must be from 0 to {ENGINES_LIMIT}")
-        engines = list(self._registry)
-        if wanted < len(engines):
-            for engine in engines[wanted:]:
-                self._order(engine, "stop")
+        self._leaving = {uuid for uuid in self._leaving if self._registry.by_uuid(uuid) is not None}
+        engines = [engine for engine in self._registry if engine.uuid not in self._leaving]
+        for engine in engines[wanted:]:
+            self._order(engine, "stop")
+        missing = wanted - len(engines) - sum(map(self._number_starting, list(self._starting)))
+        if missing <= 0:
             return
         nannies = self._nannies()
         if not nannies:
             raise LaunchError(what="An engine", reason="no nanny is connected; run ipcluster engines -n 1")
         # The least loaded host first.
-        load = [(sum(engine.nanny == nanny.key for engine in engines), i) for i, nanny in enumerate(nannies)]
+        load = [
+            (sum(engine.nanny == nanny.key for engine in engines) + self._number_starting(nanny.key), i)
+            for i, nanny in enumerate(nannies)
+        ]
         heapq.heapify(load)
         starts = [0] * len(nannies)
-        for _ in range(wanted - len(engines)):
+        for _ in range(missing):
             count, i = load[0]
             heapq.heapreplace(load, (count + 1, i))
             starts[i] += 1
         for nanny, number in zip(nannies, starts, strict=True):
             if number:
                 nanny.send(Order("start", "", number))
+                self.expect(nanny.key, self._number_starting(nanny.key) + number)
+
+    def expect(self, nanny: str, number: int) -> None:
+        """A nanny starts `number` engines now, if not more."""
+        missing = number - self._number_starting(nanny)
+        if missing > 0:
+            until = self._clock.seconds() + START_TIME
+            self._starting.setdefault(nanny, deque()).extend([until] * missing)
+
+    def start_over(self, nanny: str) -> None:
+        """An engine of this nanny is there for the first time, or has failed to come."""
+        if self._number_starting(nanny):
+            self._starting[nanny].popleft()
+
+    def _number_starting(self, nanny: str) -> int:
+        ends = self._starting.get(nanny, deque())
+        while ends and ends[0] <= self._clock.seconds():
+            ends.popleft()
+        if not ends:
+            self._starting.pop(nanny, None)
+        return len(ends)
 
     def _named(self, body: dict[str, Any]) -> list[Engine]:
         engines = [self._registry.get(int(target)) for target in body["targets"]]
@@ -166,6 +198,8 @@ class Questions:
         for nanny in self._nannies():
             if nanny.key == engine.nanny:
                 nanny.send(Order(what, engine.uuid, number))
+                if what == "stop":
+                    self._leaving.add(engine.uuid)
                 return
         reason = "its nanny cannot be reached, so it takes no signals now"
         raise LaunchError(f"Engine {engine.id} was left alone: {reason}.")

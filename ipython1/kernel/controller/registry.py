@@ -23,7 +23,7 @@ from typing import Any
 from ipython1.kernel.controller.queue import EngineQueue
 from ipython1.kernel.wire.records import ENGINES_LIMIT
 
-#: Start failures remembered for clients that wait for engines.
+#: Engines that died for good, remembered for clients that wait for engines.
 FAILURES_KEPT = 10
 #: Uuids of dead engines remembered, so that a death is told once.
 DEATHS_KEPT = 1000
@@ -157,8 +157,8 @@ class Registry:
             self._by_uuid.pop(engine.uuid, None)
             self.changed()
 
-    def start_failed(self, cause: str, output: str) -> None:
-        """An engine died before it ever registered."""
+    def given_up(self, cause: str, output: str) -> None:
+        """An engine died, at its start or later, and nothing takes its place."""
         self._failure_count += 1
         self.failures = [*self.failures, (self._failure_count, cause, output)][-FAILURES_KEPT:]
         self.changed()

@@ -106,7 +106,10 @@ class Router:
         self._to_engines(record.targets, raw)
 
     def cancel(self, ids: tuple[str, ...], targets: Iterable[int], reason: str) -> int:
-        """Take commands out of queues (all where `ids` is empty); returns how many had not started."""
+        """Take commands out of queues (all where `ids` is empty); returns how many.
+
+        Those that engines have were taken out, too, where they have not started: engines say so.
+        """
         if reason not in REASONS:
             raise WireError(reason=f"{reason!r} is no reason to cancel a command")
         count = 0
@@ -116,10 +119,8 @@ class Router:
                 continue
             gone = engine.queue.take(ids, lambda id, target=target: encode(Cancel((id,), (target,), reason)))  # type: ignore[misc]
             self._finish(engine, gone, own_failure(reason))
-            running = engine.queue.running
-            handed = engine.queue.handed(ids)
-            count += len(gone) + sum(running is None or id != running.id for id in handed)
-            if handed:  # the head may not have started either: only the engine knows
+            count += len(gone)
+            if engine.queue.handed(ids):
                 self._to_engines((target,), encode(Cancel(ids, (target,), reason)))
         return count
 

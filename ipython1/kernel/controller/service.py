@@ -18,6 +18,7 @@ from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
 from ipython1.kernel.error import RemoteFailure, WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
+from ipython1.kernel.processes import STOPPED
 from ipython1.kernel.wire import records
 from ipython1.kernel.wire.records import (
     Ask,
@@ -264,6 +265,8 @@ class Controller:
             self._engine_died(replaces["uuid"], replaces["cause"], replaces["output"], replaced=True)
         engine = self.registry.by_uuid(peer.key)
         known = engine is not None and engine.send == peer.session.send
+        if engine is None and not replaces:
+            self.questions.start_over(detail["nanny"])
         engine = self.registry.register(
             uuid=peer.key,
             wanted=detail["wanted"],
@@ -301,6 +304,8 @@ class Controller:
 
     def _exited(self, peer: Peer, record: Exited, raw: bytes) -> None:
         if self._is_nanny_of(peer.key, record.uuid):
+            if self.registry.by_uuid(record.uuid) is None and not record.replaced:
+                self.questions.start_over(peer.key)
             self._engine_died(record.uuid, record.cause, record.output, record.replaced)
 
     def _is_nanny_of(self, nanny: str, uuid: str) -> bool:
@@ -314,7 +319,7 @@ class Controller:
         if not known and not self.registry.is_dead(uuid):
             self.registry.died(uuid, replaced)
             if not replaced:
-                self.registry.start_failed(cause, output)
+                self.registry.given_up(cause, output)
             self._notify({"event": "failed", "cause": cause, "output": output, "replaced": replaced})
             return
         engine = self.registry.died(uuid, replaced)
@@ -327,6 +332,8 @@ class Controller:
                 del self._peers[id]
                 peer.session.end()
         self.router.engine_died(engine, cause, output)
+        if not replaced and cause != STOPPED:
+            self.registry.given_up(f"engine {engine.id} died: {cause}", output)
         if replaced:
             self._start_timer("restart", str(engine.id), RESTART_GRACE, self._not_restarted, engine)
 
@@ -334,6 +341,7 @@ class Controller:
         if engine.state == "restarting":
             self.router.engine_died(engine, "its restart failed", "")
             self.registry.remove(engine)
+            self.registry.given_up(f"engine {engine.id} died, and its restart failed", "")
 
     def _watch(self, peer: Peer) -> None:
         self._start_timer("away", peer.key, ENGINE_GRACE, self._away_too_long, peer)
@@ -353,6 +361,10 @@ class Controller:
             if self.registry.by_uuid(uuid) is not None and self._is_nanny_of(peer.key, uuid):
                 self._engine_died(uuid, cause, output, replaced)
         alive = set(detail["engines"])
+        mine = [engine for engine in self.registry if engine.nanny == peer.key]
+        restarting = sum(engine.state == "restarting" for engine in mine)
+        unknown = sum(self.registry.by_uuid(uuid) is None for uuid in alive)
+        self.questions.expect(peer.key, unknown - restarting)
         for engine in list(self.registry):
             if engine.nanny == peer.key and engine.uuid not in alive and engine.state == "away":
                 self._engine_died(engine.uuid, "ended, says its nanny", "", replaced=False)

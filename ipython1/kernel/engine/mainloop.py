@@ -114,7 +114,8 @@ class MainLoop:
         """Add a job at the end, also where its parts are still to come."""
         with self._changed:
             self._jobs.append(job)
-            self._changed.notify()
+            if job.parts is not None:
+                self._changed.notify()
 
     def ready(self, job: Job, parts: list[Buffer]) -> None:
         """The parts of a job are all there."""
@@ -216,6 +217,11 @@ class MainLoop:
                 job = self.running = self._jobs.popleft()
             self._run(job)
             count += 1
+
+    def has_next(self) -> bool:
+        """Whether a job waits that can start now."""
+        with self._changed:
+            return self._head_is_ready()
 
     def _head_is_ready(self) -> bool:
         return bool(self._jobs) and self._jobs[0].parts is not None

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message, out_path
-from ipython1.kernel.processes import exit_words, remove_if_empty, tail
+from ipython1.kernel.processes import STOPPED, exit_words, remove_if_empty, tail
 
 #: So many deaths of one engine within `PERIOD` seconds, and it is not restarted.
 DEATHS = 3
@@ -47,7 +47,6 @@ OUTPUT_LINES, LONG_OUTPUT = 20, 200
 #: Deaths that a controller which was away is told of.
 REMEMBERED = 32
 
-STOPPED = "stopped on request"
 RESTARTED = "restarted on request"
 
 #: Exit statuses of the nanny.
@@ -266,12 +265,11 @@ class Nanny:
         started = "" if engine.registered else " before it was ready"
         told = f", see {engine.log}" if output and not engine.request else ""
         level = logging.INFO if engine.request else logging.ERROR
-        often = (
-            f"; not restarted, for it died {DEATHS} times in {PERIOD:.0f} s" if self._often(engine) else ""
-        )
+        given_up = not (replaced or engine.request) and self._often(engine)
+        often = f"; not restarted, for it died {DEATHS} times in {PERIOD:.0f} s" if given_up else ""
         then = "; restarted" if replaced else often
         log.log(level, "%s (pid %s) %s%s%s%s", engine, engine.child.pid, cause, started, then, told)
-        exited = (engine.uuid, cause, output, replaced)
+        exited = (engine.uuid, f"{cause}{often}", output, replaced)
         if replaced:
             self._tell_exited(exited)
             mine = {"uuid": engine.uuid, "cause": cause, "output": output}

@@ -189,6 +189,8 @@ class OutputBuffer:
     def take(self) -> list[Item]:
         """What came since the last call, with neighbouring texts joined; one thread only."""
         self._awake = False
+        if not self._items:
+            return []
         items = []
         with contextlib.suppress(IndexError):
             while True:

@@ -43,8 +43,17 @@ class ShortCuts:
     def __init__(self, ip: InteractiveShell) -> None:
         self._ip = ip
         self._transformers = self._all_transformers()
-        text = ip.display_formatter.formatters["text/plain"]
+        display = ip.display_formatter
+        text = display.formatters["text/plain"]
         self._printers = {kind: text.type_printers.get(kind) for kind in _SIMPLE}
+        # Each look at an attribute of a formatter costs 0.5 us, so they are looked at when they change.
+        self._formatters: list[Any] = []
+        self._text_printers: dict[Any, Any] = {}
+        self._other_printers: list[dict[Any, Any]] = []
+        self._usual = False
+        self._seen = False
+        for formatter in (display, *self._all_formatters()):
+            formatter.observe(self._changed)
 
     def _all_transformers(self) -> list[Any]:
         ip, manager = self._ip, self._ip.input_transformer_manager
@@ -57,6 +66,24 @@ class ShortCuts:
             *prefilter.transformers,
             *prefilter.checkers,
         ]
+
+    def _all_formatters(self) -> list[Any]:
+        display = self._ip.display_formatter
+        special = (display.ipython_display_formatter, display.mimebundle_formatter)
+        return [*special, *display.formatters.values()]
+
+    def _changed(self, change: object) -> None:
+        self._seen = False
+
+    def _look(self) -> None:
+        display = self._ip.display_formatter
+        text = display.formatters["text/plain"]
+        self._formatters = list(display.formatters.values())
+        self._text_printers = text.type_printers
+        self._other_printers = [each.type_printers for each in self._all_formatters() if each is not text]
+        everything = display.active_types == display.format_types
+        self._usual = bool(everything and text.enabled and text.float_format == "%r")
+        self._seen = True
 
     def translate(self, code: str) -> str | None:
         """What ``transform_cell(code)`` returns, where that is plain to see; None: ask it."""
@@ -84,19 +111,13 @@ class ShortCuts:
         kind = type(value)
         if kind not in self._printers:
             return None
-        display = self._ip.display_formatter
-        text = display.formatters["text/plain"]
-        if text.type_printers.get(kind) is not self._printers[kind] or text.float_format != "%r":
+        if not self._seen or list(self._ip.display_formatter.formatters.values()) != self._formatters:
+            self._look()
+        if not self._usual or self._text_printers.get(kind) is not self._printers[kind]:
             return None
-        others = (
-            display.ipython_display_formatter,
-            display.mimebundle_formatter,
-            *display.formatters.values(),
-        )
-        if any(kind in formatter.type_printers for formatter in others if formatter is not text):
-            return None
-        if display.active_types != display.format_types or not text.enabled:
-            return None
+        for printers in self._other_printers:
+            if kind in printers:
+                return None
         try:
             return {"text/plain": repr(value)}
         except ValueError:  # an int of too many digits

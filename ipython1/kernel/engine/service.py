@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,9 @@ from ipython1.kernel.wire.shared import SharedMemory
 CONTROLLER_GRACE = 120.0
 #: Seconds in which output is collected before it is sent.
 OUTPUT_DELAY = 0.02
+#: Seconds a result waits for others while the next command runs: to send each by itself would cost
+#: the engine more than a small command does.
+RESULT_DELAY = 0.001
 
 
 class _Outcome(NamedTuple):
@@ -108,6 +112,9 @@ class EngineService:
         self._stopped = False
         self._timeouts: dict[str, Any] = {}
         self._output_call: Any = None
+        self._done: deque[tuple[Job, _Outcome, list[Job]]] = deque()  # to be sent
+        self._done_planned = False
+        self._done_call: Any = None
         self.id = -1
         self._connection = Connection(
             clock,
@@ -141,6 +148,7 @@ class EngineService:
         for timeout in self._timeouts.values():
             timeout.cancel()
         self._timeouts.clear()
+        self._finish_all()
         if self._output_call is not None:
             self._output_call.cancel()
             self._send_output()
@@ -156,7 +164,12 @@ class EngineService:
     def job_done(self, job: Job, status: str, parts: Sequence[Buffer]) -> None:
         """A job ended; the next one starts when this returns, and may change what `parts` are views of."""
         stopped = self._stop_behind(job.submit) if status != "ok" and job.submit.stop >= 0 else []
-        self._hop(self._finish, job, self._copied(job.submit.id, status, parts), stopped)
+        self._done.append((job, self._copied(job.submit.id, status, parts), stopped))
+        if not self._loop.has_next():
+            self._hop(self._finish_all)
+        elif not self._done_planned:
+            self._done_planned = True
+            self._hop(self._plan_finish)
 
     def _copied(self, id: str, status: str, parts: Sequence[Buffer]) -> _Outcome:
         name = self._blob_name(id, "r")
@@ -249,6 +262,9 @@ class EngineService:
         wanted = set(cancel.ids)
         for job in self._loop.cancel(lambda job: not wanted or job.submit.id in wanted):
             self._end_unstarted(job, cancel.reason)
+        running = self._loop.running
+        if running is not None and running.submit.id in wanted:  # who cancels it need not wait for its end
+            self._give_out(running.submit.id, "started", "", [])
 
     def _interrupt(self, interrupt: Interrupt) -> None:
         if interrupt.id:
@@ -296,23 +312,44 @@ class EngineService:
 
     def _send_output(self) -> None:
         self._output_call = None
-        for id, kind, text, parts in self._output.take():
-            kept = self._kept.get(id)
-            if kept is not None and kept.result is None:
-                name = self._blob_name(id, len(kept.events))
-                try:
-                    split, blobs = self._blobs.split(parts, name, INLINE_LIMIT)
-                except SerializationError as error:
-                    kind, text, split, blobs = "stderr", f"\n{error}\n", (), {}
-                event = Event(id, self.id, len(kept.events), kind, text, split)
-                kept.events.append(event)
-                kept.size += len(text)
-                self._give(kept, event, blobs)
+        for item in self._output.take():
+            self._give_out(*item)
 
-    def _finish(self, job: Job, outcome: _Outcome, stopped: list[Job]) -> None:
+    def _give_out(self, id: str, kind: str, text: str, parts: list[Buffer]) -> None:
+        """Send an event of a command that has not ended."""
+        kept = self._kept.get(id)
+        if kept is not None and kept.result is None:
+            name = self._blob_name(id, len(kept.events))
+            try:
+                split, blobs = self._blobs.split(parts, name, INLINE_LIMIT)
+            except SerializationError as error:
+                kind, text, split, blobs = "stderr", f"\n{error}\n", (), {}
+            event = Event(id, self.id, len(kept.events), kind, text, split)
+            kept.events.append(event)
+            kept.size += len(text)
+            self._give(kept, event, blobs)
+
+    def _plan_finish(self) -> None:
+        # Also where all are sent by now: the next one sees that this is planned, and relies on it.
+        if self._stopped:
+            self._finish_all()
+        elif self._done_call is None:
+            self._done_call = self._clock.callLater(RESULT_DELAY, self._finish_all)
+
+    def _finish_all(self) -> None:
+        if self._done_call is not None and self._done_call.active():
+            self._done_call.cancel()
+        self._done_call = None
+        self._done_planned = False  # before the look: what comes behind it plans anew
+        if not self._done:
+            return
         if self._output_call is not None:
             self._output_call.cancel()
         self._send_output()
+        while self._done:
+            self._finish(*self._done.popleft())
+
+    def _finish(self, job: Job, outcome: _Outcome, stopped: list[Job]) -> None:
         submit = job.submit
         timeout = self._timeouts.pop(submit.id, None)
         if timeout is not None:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +55,47 @@ class _Record:
         return {**whole, **self.ending}
 
 
+class _Active:
+    """While entered, ``sys.stdout``, ``get_ipython()`` and so on are those of a shell.
+
+    A class, and entered again inside for nothing: with a generator, entered twice a command, this
+    was a fifth of a small command's time.
+    """
+
+    def __init__(self, ip: InteractiveShell, streams: tuple[Any, Any, Any]) -> None:
+        self._ip = ip
+        self._streams = streams
+        self._depth = 0
+        self._before: tuple[tuple[Any, Any, Any], Any, Any] = (streams, None, None)
+
+    def use(self, streams: tuple[Any, Any, Any]) -> None:
+        """Forget the streams that user code has put in."""
+        self._streams = streams
+        if self._depth:
+            sys.stdin, sys.stdout, sys.stderr = streams
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        streams = sys.stdin, sys.stdout, sys.stderr
+        self._before = streams, InteractiveShell._instance, QuietShell._instance
+        sys.stdin, sys.stdout, sys.stderr = self._streams
+        InteractiveShell._instance = QuietShell._instance = self._ip
+        self._ip.builtin_trap.__enter__()
+        self._ip.display_trap.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        self._ip.display_trap.__exit__(None, None, None)
+        self._ip.builtin_trap.__exit__(None, None, None)
+        self._streams = sys.stdin, sys.stdout, sys.stderr
+        streams, InteractiveShell._instance, QuietShell._instance = self._before
+        sys.stdin, sys.stdout, sys.stderr = streams
+
+
 @implementer(IShell)
 class EngineShell:
     """Runs user code in a persistent namespace.
@@ -86,7 +127,7 @@ class EngineShell:
         self._cuts = ShortCuts(self.ip)
         self._last = self.user_ns.get("_")  # what _ is, unless the user has a _
         self._module_facts = {k: v for k, v in self.user_ns.items() if k.startswith("__")}
-        self._streams = self._own_streams()
+        self._active = _Active(self.ip, self._own_streams())
         self.engine_id = -1
 
     @property
@@ -120,20 +161,9 @@ class EngineShell:
 
     # -- running -------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> contextlib.AbstractContextManager[None]:
         """While this lasts, ``sys.stdout``, ``get_ipython()`` and so on are this shell's."""
-        streams = sys.stdin, sys.stdout, sys.stderr
-        shells = InteractiveShell._instance, QuietShell._instance
-        sys.stdin, sys.stdout, sys.stderr = self._streams
-        InteractiveShell._instance = QuietShell._instance = self.ip
-        try:
-            with self.ip.builtin_trap, self.ip.display_trap:
-                yield
-        finally:
-            self._streams = sys.stdin, sys.stdout, sys.stderr
-            sys.stdin, sys.stdout, sys.stderr = streams
-            InteractiveShell._instance, QuietShell._instance = shells
+        return self._active
 
     def run_code(self, code: str, silent: bool = False, filename: str = "") -> dict[str, Any]:
         """Run source text with IPython's syntax.
@@ -283,7 +313,7 @@ class EngineShell:
         self.user_ns.update(self._module_facts)
         self.engine_id = self._engine_id
         self._last = self.user_ns.get("_")
-        self._streams = self._own_streams()
+        self._active.use(self._own_streams())
         self._records.clear()
         self._records_size = 0
         self.execution_count = 0

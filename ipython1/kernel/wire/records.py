@@ -10,6 +10,7 @@ because the bytes may come from anyone.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, Union
@@ -190,7 +191,8 @@ class Event(Record):
     """Something a running command gave out: number `index` of its events.
 
     `kind`: stdout, stderr, display (parts: a msgpack map of MIME bundle and
-    metadata), progress (text: JSON), publish (parts: an object).
+    metadata), progress (text: JSON), publish (parts: an object), started (it
+    cannot be cancelled any more).
     """
 
     tag: ClassVar[int] = 21
@@ -357,6 +359,7 @@ _TYPES = {"int": int, "str": str, "bool": bool, "bytes": bytes, "float": float}
 class _Shape(NamedTuple):
     cls: type[Record]
     names: tuple[str, ...]
+    items: Callable[[Any], tuple[Any, ...]]  # of a record: the tag and its fields
     checks: tuple[Callable[[Any], Any], ...]
     types: tuple[type, ...]  # of all items, the tag first
     arrays: tuple[int, ...]  # which of them need more than a look at the type
@@ -368,6 +371,7 @@ def _shape(cls: type[Record]) -> _Shape:
     return _Shape(
         cls,
         tuple(field.name for field in fields),
+        operator.attrgetter("tag", *[field.name for field in fields]),
         tuple(_CHECKS[str(field.type)] for field in fields),
         (int, *types),
         tuple(i for i, kind in enumerate(types) if kind is tuple),
@@ -380,8 +384,7 @@ _BY_TAG = {cls.tag: shape for cls, shape in _BY_CLASS.items()}
 
 def encode(record: Record) -> bytes:
     """One record as bytes."""
-    cls = type(record)
-    packed: bytes = msgpack.packb([cls.tag, *[getattr(record, name) for name in _BY_CLASS[cls].names]])
+    packed: bytes = msgpack.packb(_BY_CLASS[type(record)].items(record))
     return packed
 
 
@@ -399,7 +402,7 @@ def decode(raw: bytes) -> Record:
     shape = _BY_TAG.get(items[0])
     if shape is None:
         raise WireError(reason=f"unknown record tag {items[0]}")
-    cls, names, checks, types, arrays = shape
+    cls, names, _, checks, types, arrays = shape
     if len(items) != len(types):
         raise WireError(reason=f"{cls.__name__} has {len(names)} fields, got {len(items) - 1}")
     fields = list(items[1:])

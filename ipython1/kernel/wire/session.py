@@ -142,9 +142,6 @@ class Session:
     def _put(self, link: ILink, first: int, records: list[bytes]) -> None:
         self._ack_owed = False
         self._unacked_bytes = 0
-        if self._ack_call is not None:
-            self._ack_call.cancel()
-            self._ack_call = None
         link.send(msgpack.packb((first, self.received, records)))
 
     # -- receiving -----------------------------------------------------------
@@ -198,8 +195,10 @@ class Session:
             self._ack_call = self._clock.callLater(ACK_DELAY, self._ack_due)
 
     def _ack_due(self) -> None:
+        # Not cancelled by a batch that took the ack along: a timer made anew for each of them costs more.
         self._ack_call = None
-        self._flush()
+        if self._ack_owed and self._flush_call is None:
+            self._flush()
 
     # -- links ----------------------------------------------------------------
 
