@@ -158,6 +158,7 @@ def test_the_nanny_and_its_engines_are_replaced_under_the_same_ids(
     rig = start(2)
     mec = rig.client()
     before = rig.state.nanny
+    first, second = pid_of(mec, 0), pid_of(mec, 1)
     pending = running(mec.execute(SLEEP, block=False))
     began = time.monotonic()
     rig.kill(before)
@@ -165,7 +166,8 @@ def test_the_nanny_and_its_engines_are_replaced_under_the_same_ids(
     figure("death of the nanny to error", time.monotonic() - began)
     assert "nanny" in str(error)
     until(lambda: rig.state.nanny != before, "a new nanny")
-    until(lambda: pid_of(mec, 0) and pid_of(mec, 1), "engines are back")
+    back(mec, 0, first)
+    back(mec, 1, second)
     figure("death of the nanny to new engines", time.monotonic() - began)
     assert mec.get_ids() == [0, 1]
     assert mec.apply(lambda: 7) == [7, 7]

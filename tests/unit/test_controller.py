@@ -521,6 +521,17 @@ def test_a_command_for_an_engine_that_just_left_fails(world: World) -> None:
     assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
 
 
+def test_a_new_controller_does_not_wait_for_an_engine_it_saw_die(world: World) -> None:
+    client, nanny = world.client(), world.nanny(engines=("a",))
+    world.engine("a")
+    nanny.connection.send(Exited("a", "exit status 1", "", False))
+    world.turn()
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
+    assert world.engine("b", nanny="n2").welcomes[0][0] == {"id": 0}
+
+
 # -- orders ----------------------------------------------------------------------------------------
 
 

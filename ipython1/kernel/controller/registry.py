@@ -82,6 +82,7 @@ class Registry:
     _engines: dict[int, Engine] = field(default_factory=dict)
     _by_uuid: dict[str, Engine] = field(default_factory=dict)
     _deaths: dict[str, None] = field(default_factory=dict)
+    _seen: set[int] = field(default_factory=set)  # ids of engines that were here
     _failure_count: int = 0
 
     def __iter__(self) -> Iterator[Engine]:
@@ -104,7 +105,7 @@ class Registry:
 
     def await_return(self, id: int) -> Engine | None:
         """The engine with this id; room for it, where it was there before this controller was."""
-        if id in self._engines or not 0 <= id < ENGINES_LIMIT:
+        if id in self._engines or id in self._seen or not 0 <= id < ENGINES_LIMIT:
             return self._engines.get(id)
         engine = self._engines[id] = Engine(id, EngineQueue(self.now), state="awaited", since=self.now())
         self.changed()
@@ -122,6 +123,7 @@ class Registry:
                 engine = self._engines[id] = Engine(id, EngineQueue(self.now))
             engine.uuid, engine.host, engine.pid, engine.nanny = uuid, host, pid, nanny
             self._by_uuid[uuid] = engine
+            self._seen.add(engine.id)
         engine.send = send
         self._set(engine, "ready")
         return engine
