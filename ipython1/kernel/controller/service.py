@@ -93,7 +93,7 @@ class Controller:
         self.router = Router(self.registry, now, self._engines_may_return)
         self.questions = Questions(self.registry, self.router, self.nannies, self._shut_down, clock)
         self._handlers: Mapping[type[Record], Callable[[Peer, Any, bytes], None]] = {
-            Submit: self.router.submit,
+            Submit: self._submit,
             Fetch: self.router.fetch,
             Forget: lambda peer, record, raw: self.router.forget(record, raw),
             Cancel: self._cancel,
@@ -222,6 +222,10 @@ class Controller:
         if not any(peer.key == client for peer in self._peers.values()):
             self.router.cancel_client(client)
 
+    def _submit(self, peer: Peer, submit: Submit, raw: bytes) -> None:
+        self._table_now()
+        self.router.submit(peer, submit, raw)
+
     def _cancel(self, peer: Peer, record: Cancel, raw: bytes) -> None:
         self.router.cancel(record.ids, record.targets, record.reason)
 
@@ -241,6 +245,12 @@ class Controller:
     def _table_changed(self) -> None:
         if self._table_call is None:
             self._table_call = self._clock.callLater(TABLE_DELAY, self._send_table)
+
+    def _table_now(self) -> None:
+        """Tell first which engines are gone, then what fails with them: else more could be sent there."""
+        if self._table_call is not None:
+            self._table_call.cancel()
+            self._send_table()
 
     def _send_table(self) -> None:
         self._table_call = None
@@ -331,6 +341,8 @@ class Controller:
             if peer.kind == "engine" and peer.key == uuid:
                 del self._peers[id]
                 peer.session.end()
+        if len(engine.queue):
+            self._table_now()
         self.router.engine_died(engine, cause, output)
         if not replaced and cause != STOPPED:
             self.registry.given_up(f"engine {engine.id} died: {cause}", output)
