@@ -341,11 +341,11 @@ class Controller:
             if peer.kind == "engine" and peer.key == uuid:
                 del self._peers[id]
                 peer.session.end()
+        if not replaced and cause != STOPPED:
+            self.registry.given_up(f"engine {engine.id} died: {cause}", output)
         if len(engine.queue):
             self._table_now()
         self.router.engine_died(engine, cause, output)
-        if not replaced and cause != STOPPED:
-            self.registry.given_up(f"engine {engine.id} died: {cause}", output)
         if replaced:
             self._start_timer("restart", str(engine.id), RESTART_GRACE, self._not_restarted, engine)
 
