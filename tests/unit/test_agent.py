@@ -16,19 +16,8 @@ from ipython1.kernel.engine.agent import ROUND_INTERVAL, Agent
 from ipython1.kernel.engine.nanny import REMEMBERED, log_path
 from ipython1.kernel.error import NobodyListening
 from ipython1.kernel.interfaces import IDialer, ILinkSink
-from ipython1.kernel.wire.records import (
-    Exited,
-    Hello,
-    Order,
-    Record,
-    Usage,
-    Welcome,
-    decode,
-    decode_as,
-    encode,
-    pack,
-    unpack_map,
-)
+from ipython1.kernel.wire.codec import decode, decode_as, encode, pack, unpack_map
+from ipython1.kernel.wire.records import Exited, Hello, Order, Record, Usage, Welcome
 
 
 @implementer(IDialer)

@@ -20,8 +20,9 @@ from ipython1.kernel.controller.service import (
     Controller,
 )
 from ipython1.kernel.error import IPython1Error, NobodyListening, NotAllowed, VersionMismatch
-from ipython1.kernel.wire import records
+from ipython1.kernel.wire import codec, records
 from ipython1.kernel.wire.blobs import LOST
+from ipython1.kernel.wire.codec import decode_failure, pack, unpack, unpack_map
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.memory import MemoryDialer
 from ipython1.kernel.wire.records import (
@@ -43,10 +44,6 @@ from ipython1.kernel.wire.records import (
     Result,
     Submit,
     Usage,
-    decode_failure,
-    pack,
-    unpack,
-    unpack_map,
 )
 
 
@@ -184,13 +181,11 @@ def test_another_version_is_refused(world: World, monkeypatch: pytest.MonkeyPatc
     assert "0.9.1" in str(error)
 
 
-@pytest.mark.parametrize(
-    "hello", [b"", b"\xc1garbage", records.encode(Grant("x", 1)), b"\x90", b"\x91" * 100]
-)
+@pytest.mark.parametrize("hello", [b"", b"\xc1garbage", codec.encode(Grant("x", 1)), b"\x90", b"\x91" * 100])
 def test_a_malformed_hello_is_refused(world: World, hello: bytes) -> None:
     assert world.controller is not None
     answer, sink = world.controller.door("multiengine").knock(hello, object())  # type: ignore[arg-type]
-    assert isinstance(records.decode(answer), records.Refusal)
+    assert isinstance(codec.decode(answer), records.Refusal)
     assert sink is None
 
 
@@ -933,7 +928,7 @@ def test_long_texts_of_a_death_are_cut(world: World) -> None:
     world.turn(5)
     results = client.hear(Result)
     assert len(results) == 100
-    assert sum(len(records.encode(result)) for result in results) < 500_000
+    assert sum(len(codec.encode(result)) for result in results) < 500_000
 
 
 def test_odd_numbers_in_questions_are_answered(world: World) -> None:

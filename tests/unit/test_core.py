@@ -14,6 +14,7 @@ from ipython1.kernel.error import CompositeError, ConnectionFailed, RemoteFailur
 from ipython1.kernel.testing import InlineBridge, MemoryCluster
 from ipython1.kernel.wire import blobs, objects
 from ipython1.kernel.wire.blobs import LOST
+from ipython1.kernel.wire.codec import decode, decode_as, encode, encode_failure, pack
 from ipython1.kernel.wire.memory import MemoryDialer, MemoryLink
 from ipython1.kernel.wire.records import (
     PROTOCOL,
@@ -30,11 +31,6 @@ from ipython1.kernel.wire.records import (
     Result,
     Submit,
     Welcome,
-    decode,
-    decode_as,
-    encode,
-    encode_failure,
-    pack,
 )
 from ipython1.kernel.wire.session import Session
 

@@ -10,7 +10,7 @@ import pytest
 
 from ipython1.kernel import error
 from ipython1.kernel.error import CompositeError, EngineDied, IPython1Error, RemoteError, RemoteFailure
-from ipython1.kernel.wire.records import decode_failure, encode_failure
+from ipython1.kernel.wire.codec import decode_failure, encode_failure
 
 CLASSES = [cls for _, cls in inspect.getmembers(error, inspect.isclass) if issubclass(cls, IPython1Error)]
 

@@ -17,7 +17,8 @@ import pytest
 from ipython1.kernel.engine.mainloop import Job, MainLoop, format_traceback, user_code
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.error import CommandTimeout
-from ipython1.kernel.wire.records import Submit, decode_failure
+from ipython1.kernel.wire.codec import decode_failure
+from ipython1.kernel.wire.records import Submit
 
 
 def job(id, parts=()):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from ipython1.kernel.error import CommandTimeout, RemoteError, SerializationError
 from ipython1.kernel.wire import objects
+from ipython1.kernel.wire.codec import decode_failure, encode_failure
 from ipython1.kernel.wire.objects import (
     Reference,
     dump_failure,
@@ -28,7 +29,6 @@ from ipython1.kernel.wire.objects import (
     loads_call,
     loads_functions,
 )
-from ipython1.kernel.wire.records import decode_failure, encode_failure
 
 np = pytest.importorskip("numpy")
 pd = pytest.importorskip("pandas")

@@ -22,7 +22,8 @@ from ipython1.kernel.client.pending import PendingResult, format_id, parse_id
 from ipython1.kernel.client.results import ResultList
 from ipython1.kernel.error import ClientClosed, CompositeError, RemoteFailure, UnknownResult
 from ipython1.kernel.wire import objects
-from ipython1.kernel.wire.records import Event, Result, encode_failure
+from ipython1.kernel.wire.codec import encode_failure
+from ipython1.kernel.wire.records import Event, Result
 
 
 class FakeCore:

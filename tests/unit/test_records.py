@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipython1.kernel.error import RemoteFailure, WireError
-from ipython1.kernel.wire import records
-from ipython1.kernel.wire.records import BlobRef, Record, Submit, decode, decode_as, encode
+from ipython1.kernel.wire import codec, records
+from ipython1.kernel.wire.codec import decode, decode_as, encode
+from ipython1.kernel.wire.records import BlobRef, Record, Submit
 
 INTS = st.integers(-(2**63), 2**63 - 1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -85,7 +86,7 @@ def test_a_changed_byte_is_refused_or_gives_a_record(record: Record, data: st.Da
     assert type(again) in CLASSES
 
 
-@given(st.binary(max_size=200) | PLAIN.map(records.pack))
+@given(st.binary(max_size=200) | PLAIN.map(codec.pack))
 def test_garbage_is_a_wire_error(raw: bytes) -> None:
     try:
         again = decode(raw)
@@ -181,18 +182,18 @@ def test_decode_as_refuses_other_classes() -> None:
 
 @given(PLAIN)
 def test_plain_data_roundtrip(value: Any) -> None:
-    assert records.unpack(records.pack(value)) == value
+    assert codec.unpack(codec.pack(value)) == value
 
 
 @given(st.dictionaries(TEXTS, INTS, max_size=4))
 def test_unpack_map(value: dict[str, int]) -> None:
-    assert records.unpack_map(records.pack(value)) == value
+    assert codec.unpack_map(codec.pack(value)) == value
 
 
 @pytest.mark.parametrize("value", [[], 1, {1: 2}, None])
 def test_unpack_map_refuses_other_values(value: Any) -> None:
     with pytest.raises(WireError, match="a map with str keys"):
-        records.unpack_map(records.pack(value))
+        codec.unpack_map(codec.pack(value))
 
 
 FACTS = st.dictionaries(TEXTS, INTS | TEXTS, max_size=3)
@@ -200,14 +201,14 @@ FACTS = st.dictionaries(TEXTS, INTS | TEXTS, max_size=3)
 
 @given(st.builds(RemoteFailure, TEXTS, TEXTS, TEXTS, st.binary(max_size=40), FACTS))
 def test_failure_roundtrip(failure: RemoteFailure) -> None:
-    again = records.decode_failure(records.encode_failure(failure), 3, "execute")
+    again = codec.decode_failure(codec.encode_failure(failure), 3, "execute")
     assert again == dataclasses.replace(failure, engine=3, method="execute")
 
 
-@given(st.binary(max_size=100) | PLAIN.map(records.pack))
+@given(st.binary(max_size=100) | PLAIN.map(codec.pack))
 def test_a_malformed_failure_is_a_wire_error(raw: bytes) -> None:
     try:
-        failure = records.decode_failure(raw, 0, "execute")
+        failure = codec.decode_failure(raw, 0, "execute")
     except WireError:
         return
     assert all(type(value) is str for value in (failure.ename, failure.evalue, failure.traceback))
@@ -218,4 +219,4 @@ def test_a_malformed_failure_is_a_wire_error(raw: bytes) -> None:
 @pytest.mark.parametrize("value", [[1, "", "", b"", {}], ["E", "", "", "text", {}], ["E", "", "", b"", []]])
 def test_a_failure_of_wrong_types_is_a_wire_error(value: Any) -> None:
     with pytest.raises(WireError):
-        records.decode_failure(records.pack(value), 0, "execute")
+        codec.decode_failure(codec.pack(value), 0, "execute")

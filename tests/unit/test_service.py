@@ -14,6 +14,7 @@ from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.engine.service import RESULT_DELAY, EngineService
 from ipython1.kernel.error import TaskAborted
+from ipython1.kernel.wire.codec import decode, decode_as, decode_failure, encode, pack, unpack_map
 from ipython1.kernel.wire.memory import MemoryDialer, MemoryLink
 from ipython1.kernel.wire.records import (
     BlobRef,
@@ -27,12 +28,6 @@ from ipython1.kernel.wire.records import (
     Result,
     Submit,
     Welcome,
-    decode,
-    decode_as,
-    decode_failure,
-    encode,
-    pack,
-    unpack_map,
 )
 from ipython1.kernel.wire.session import Session
 

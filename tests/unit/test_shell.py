@@ -22,7 +22,8 @@ from ipython1.kernel.engine.interactive import bundle
 from ipython1.kernel.engine.mainloop import Job, MainLoop, format_traceback
 from ipython1.kernel.engine.output import OutputBuffer, OutputStream
 from ipython1.kernel.engine.shell import EngineShell
-from ipython1.kernel.wire.records import Submit, decode_failure
+from ipython1.kernel.wire.codec import decode_failure
+from ipython1.kernel.wire.records import Submit
 
 
 class Engine:

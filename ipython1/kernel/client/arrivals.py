@@ -16,7 +16,8 @@ from ipython1.kernel.client.ids import format_id
 from ipython1.kernel.client.results import display_data, make_result
 from ipython1.kernel.error import CompositeError, RemoteFailure, UnknownResult
 from ipython1.kernel.wire import objects
-from ipython1.kernel.wire.records import Event, Result, decode_failure
+from ipython1.kernel.wire.codec import decode_failure
+from ipython1.kernel.wire.records import Event, Result
 
 Buffer = Union[bytes, bytearray, memoryview]
 

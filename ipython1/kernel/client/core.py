@@ -27,6 +27,7 @@ from ipython1.kernel.error import (
 )
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
+from ipython1.kernel.wire.codec import decode_failure, encode_failure, pack, unpack, unpack_map
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
@@ -45,11 +46,6 @@ from ipython1.kernel.wire.records import (
     Result,
     Submit,
     Targets,
-    decode_failure,
-    encode_failure,
-    pack,
-    unpack,
-    unpack_map,
 )
 from ipython1.kernel.wire.shared import SharedMemory
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.error import WireError
 from ipython1.kernel.wire.blobs import LOST
-from ipython1.kernel.wire.records import BlobRef, Chunk, Grant, Part, encode
+from ipython1.kernel.wire.codec import encode
+from ipython1.kernel.wire.records import BlobRef, Chunk, Grant, Part
 
 
 @dataclass(slots=True)

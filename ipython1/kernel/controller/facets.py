@@ -15,17 +15,9 @@ from zope.interface import implementer
 from ipython1 import __version__
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import IDoor, ILink, ILinkSink
-from ipython1.kernel.wire import records
-from ipython1.kernel.wire.records import (
-    ENGINES_LIMIT,
-    PROTOCOL,
-    Hello,
-    Refusal,
-    Welcome,
-    decode_as,
-    encode,
-    pack,
-)
+from ipython1.kernel.wire import codec, records
+from ipython1.kernel.wire.codec import decode_as, encode, pack
+from ipython1.kernel.wire.records import ENGINES_LIMIT, PROTOCOL, Hello, Refusal, Welcome
 
 #: FURL -> the kinds of peers that may come in through it.
 ADMITTED: Mapping[str, frozenset[str]] = {
@@ -151,7 +143,7 @@ class Door:
                 return _refusal("NotAllowed", what=what)
             if not 32 <= len(record.fresh) <= 64:
                 raise WireError(reason="a session id has 32 to 64 characters")
-            detail = records.unpack_map(record.detail)
+            detail = codec.unpack_map(record.detail)
             check_detail(record.kind, detail)
             sink, resumed, received, detail = self._admit(record, detail, link)
         except WireError as error:

@@ -10,7 +10,8 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
-from ipython1.kernel.wire.records import Record, decode, encode
+from ipython1.kernel.wire.codec import decode, encode
+from ipython1.kernel.wire.records import Record
 from ipython1.kernel.wire.session import Session
 
 #: Bytes kept for a peer that is away; past that it asks again when it is back.

@@ -12,16 +12,8 @@ from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
 from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
-from ipython1.kernel.wire.records import (
-    ENGINES_LIMIT,
-    RECORD_LIMIT,
-    Answer,
-    Ask,
-    Order,
-    encode_failure,
-    pack,
-    unpack_map,
-)
+from ipython1.kernel.wire.codec import encode_failure, pack, unpack_map
+from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, Ask, Order
 
 #: Seconds that nannies have to leave when the cluster is shut down.
 LEAVE_TIME = 5.0

@@ -14,6 +14,7 @@ from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.queue import Command
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.error import EngineDied, RemoteFailure, WireError, own_failure
+from ipython1.kernel.wire.codec import encode, encode_failure
 from ipython1.kernel.wire.records import (
     BlobRef,
     Cancel,
@@ -26,8 +27,6 @@ from ipython1.kernel.wire.records import (
     Interrupt,
     Result,
     Submit,
-    encode,
-    encode_failure,
 )
 
 #: Why commands may be taken out of queues: names of error classes.

@@ -20,6 +20,7 @@ from ipython1.kernel.error import RemoteFailure, WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
 from ipython1.kernel.processes import STOPPED
 from ipython1.kernel.wire import records
+from ipython1.kernel.wire.codec import encode, pack, unpack_map
 from ipython1.kernel.wire.records import (
     Ask,
     Cancel,
@@ -36,9 +37,6 @@ from ipython1.kernel.wire.records import (
     Result,
     Submit,
     Usage,
-    encode,
-    pack,
-    unpack_map,
 )
 from ipython1.kernel.wire.session import Session
 

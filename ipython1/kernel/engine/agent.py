@@ -18,8 +18,9 @@ from ipython1.kernel.engine.nanny import FAREWELL, REMEMBERED, last_words, log_p
 from ipython1.kernel.engine.zygote import Message
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.processes import kill_group
+from ipython1.kernel.wire.codec import pack
 from ipython1.kernel.wire.connection import Connection
-from ipython1.kernel.wire.records import Exited, Order, Record, Usage, pack
+from ipython1.kernel.wire.records import Exited, Order, Record, Usage
 from ipython1.kernel.wire.segments import sweep
 
 #: Seconds between reports of CPU and memory, and looks at what was left in shared memory.

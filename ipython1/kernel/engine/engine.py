@@ -12,7 +12,7 @@ from ipython1.kernel.engine.service import EngineService
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.engine.this_engine import ThisEngine
 from ipython1.kernel.interfaces import IDialer
-from ipython1.kernel.wire.records import unpack_map
+from ipython1.kernel.wire.codec import unpack_map
 from ipython1.kernel.wire.shared import SharedMemory
 
 

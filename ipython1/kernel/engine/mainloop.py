@@ -27,8 +27,9 @@ from types import FrameType
 from typing import Any, TypeVar, Union
 
 from ipython1.kernel.error import CommandTimeout, RemoteFailure
+from ipython1.kernel.wire.codec import encode_failure
 from ipython1.kernel.wire.objects import dump_failure
-from ipython1.kernel.wire.records import Submit, encode_failure
+from ipython1.kernel.wire.records import Submit
 
 Buffer = Union[bytes, bytearray, memoryview]
 T = TypeVar("T")

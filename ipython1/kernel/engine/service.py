@@ -26,6 +26,7 @@ from ipython1.kernel.error import (
 )
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
+from ipython1.kernel.wire.codec import encode_failure
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
@@ -42,7 +43,6 @@ from ipython1.kernel.wire.records import (
     Record,
     Result,
     Submit,
-    encode_failure,
 )
 from ipython1.kernel.wire.shared import SharedMemory
 

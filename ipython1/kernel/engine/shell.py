@@ -23,7 +23,7 @@ from ipython1.kernel.engine.mainloop import format_traceback, user_code
 from ipython1.kernel.engine.output import OUTPUT_LIMIT, OutputBuffer, OutputStream
 from ipython1.kernel.engine.plain import ShortCuts
 from ipython1.kernel.interfaces import IShell
-from ipython1.kernel.wire.records import pack
+from ipython1.kernel.wire.codec import pack
 
 #: Cells whose source stays known to tracebacks.
 CELLS_KEPT = 5000

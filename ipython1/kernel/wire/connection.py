@@ -16,17 +16,8 @@ from ipython1 import __version__
 from ipython1.kernel import error
 from ipython1.kernel.error import ConnectionFailed, IPython1Error, WireError
 from ipython1.kernel.interfaces import IDialer, ILink, ILinkSink
-from ipython1.kernel.wire.records import (
-    PROTOCOL,
-    Hello,
-    Record,
-    Refusal,
-    Welcome,
-    decode,
-    encode,
-    pack,
-    unpack_map,
-)
+from ipython1.kernel.wire.codec import decode, encode, pack, unpack_map
+from ipython1.kernel.wire.records import PROTOCOL, Hello, Record, Refusal, Welcome
 from ipython1.kernel.wire.session import Session
 
 #: Seconds before the second, and between later attempts to dial.

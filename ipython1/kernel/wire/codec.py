@@ -1,0 +1,193 @@
+"""Records as bytes: msgpack arrays ``[tag, field, ...]``.
+
+Decoding checks every field, because the bytes may come from anyone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import msgpack
+
+from ipython1.kernel.error import RemoteFailure, WireError
+from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, BlobRef, Ids, Parts, Record, Targets
+
+R = TypeVar("R", bound=Record)
+
+_STR = frozenset({str})
+_INT = frozenset({int})
+_BYTES = frozenset({bytes})
+
+
+def _plain(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if type(value) is not kind:
+            raise WireError(reason=f"expected {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    return check
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise WireError(reason=f"expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _ids(value: Any) -> Ids:
+    if type(value) is not tuple or not _STR.issuperset(map(type, value)):
+        raise WireError(reason="expected an array of str")
+    return value
+
+
+def _targets(value: Any) -> Targets:
+    if type(value) is not tuple or len(value) > ENGINES_LIMIT or not _INT.issuperset(map(type, value)):
+        raise WireError(reason=f"expected an array of at most {ENGINES_LIMIT} engine ids")
+    return value
+
+
+def _parts(value: Any) -> Parts:
+    if type(value) is not tuple:
+        raise WireError(reason="parts must be an array")
+    if _BYTES.issuperset(map(type, value)):
+        return value
+    return tuple(item if type(item) is bytes else _blob_ref(item) for item in value)
+
+
+def _blob_ref(item: Any) -> BlobRef:
+    if type(item) is tuple and len(item) == 3:
+        blob, size, place = item
+        if type(blob) is str and type(size) is int and size >= 0 and type(place) is str:
+            return BlobRef(blob, size, place)
+    raise WireError(reason="a part must be bytes or [blob, size, place]")
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "int": _plain(int),
+    "str": _plain(str),
+    "bool": _plain(bool),
+    "bytes": _plain(bytes),
+    "float": _number,
+    "Parts": _parts,
+    "Ids": _ids,
+    "Targets": _targets,
+}
+
+#: What msgpack makes of the fields.
+_TYPES = {"int": int, "str": str, "bool": bool, "bytes": bytes, "float": float}
+
+
+class _Shape(NamedTuple):
+    cls: type[Record]
+    names: tuple[str, ...]
+    items: Callable[[Any], tuple[Any, ...]]  # of a record: the tag and its fields
+    checks: tuple[Callable[[Any], Any], ...]
+    types: tuple[type, ...]  # of all items, the tag first
+    arrays: tuple[int, ...]  # which of them need more than a look at the type
+
+
+def _shape(cls: type[Record]) -> _Shape:
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    types = tuple(_TYPES.get(str(field.type), tuple) for field in fields)
+    return _Shape(
+        cls,
+        tuple(field.name for field in fields),
+        operator.attrgetter("tag", *[field.name for field in fields]),
+        tuple(_CHECKS[str(field.type)] for field in fields),
+        (int, *types),
+        tuple(i for i, kind in enumerate(types) if kind is tuple),
+    )
+
+
+_BY_CLASS = {cls: _shape(cls) for cls in Record.__subclasses__()}
+_BY_TAG = {cls.tag: shape for cls, shape in _BY_CLASS.items()}
+
+
+def encode(record: Record) -> bytes:
+    """One record as bytes."""
+    packed: bytes = msgpack.packb(_BY_CLASS[type(record)].items(record))
+    return packed
+
+
+def decode(raw: bytes) -> Record:
+    """The record in `raw`.
+
+    Raises
+    ------
+    WireError
+        `raw` is not exactly one well-formed record of this protocol.
+    """
+    items = unpack(raw)
+    if type(items) is not tuple or not items or type(items[0]) is not int:
+        raise WireError(reason="not a record")
+    shape = _BY_TAG.get(items[0])
+    if shape is None:
+        raise WireError(reason=f"unknown record tag {items[0]}")
+    cls, names, _, checks, types, arrays = shape
+    if len(items) != len(types):
+        raise WireError(reason=f"{cls.__name__} has {len(names)} fields, got {len(items) - 1}")
+    fields = list(items[1:])
+    if tuple(map(type, items)) == types:  # the usual case, quickly
+        for i in arrays:
+            fields[i] = checks[i](fields[i])
+    else:
+        fields = [check(item) for check, item in zip(checks, fields, strict=True)]
+    return cls(*fields)
+
+
+def decode_as(cls: type[R], raw: bytes) -> R:
+    """The record in `raw`, which must be a `cls`."""
+    record = decode(raw)
+    if not isinstance(record, cls):
+        raise WireError(reason=f"expected {cls.__name__}, got {type(record).__name__}")
+    return record
+
+
+def pack(value: Any) -> bytes:
+    """Small plain data (the `bytes` fields called detail, args, body) as msgpack."""
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def unpack(raw: bytes) -> Any:
+    """The plain data in `raw`; arrays come as tuples.
+
+    Raises
+    ------
+    WireError
+        `raw` is not one msgpack value within the limits.
+    """
+    if len(raw) > RECORD_LIMIT:
+        raise WireError(reason=f"{len(raw)} bytes in one record")
+    try:
+        return msgpack.unpackb(raw, use_list=False, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise WireError(reason=f"not msgpack ({type(error).__name__})") from None
+
+
+def unpack_map(raw: bytes) -> dict[str, Any]:
+    """The msgpack map with str keys in `raw`."""
+    value = unpack(raw)
+    if type(value) is not dict or any(type(key) is not str for key in value):
+        raise WireError(reason="expected a map with str keys")
+    return value
+
+
+def encode_failure(failure: RemoteFailure) -> bytes:
+    """A failure as bytes; the engine and method are known from where it stands."""
+    return pack([failure.ename, failure.evalue, failure.traceback, failure.pickled, dict(failure.facts)])
+
+
+def decode_failure(raw: bytes, engine: int, method: str) -> RemoteFailure:
+    """The inverse of `encode_failure`."""
+    items = unpack(raw)
+    if type(items) is not tuple or len(items) != 5:
+        raise WireError(reason="not a failure")
+    ename, evalue, traceback, pickled, facts = items
+    texts = all(type(text) is str for text in (ename, evalue, traceback))
+    if not texts or type(pickled) is not bytes or type(facts) is not dict:
+        raise WireError(reason="not a failure")
+    return RemoteFailure(ename, evalue, traceback, pickled, facts, engine, method)
