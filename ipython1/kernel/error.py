@@ -138,6 +138,18 @@ class TaskAborted(IPython1Error):
     """The work was aborted before it ran."""
 
 
+class TaskTimeout(IPython1Error, TimeoutError):
+    """The task {reason} for longer than its timeout of {timeout} s."""
+
+
+class TaskRejected(IPython1Error):
+    """The task does not run on this engine{reason}. Raised in a task, it sends it to another engine."""
+
+
+class ImpossibleDependency(IPython1Error):
+    """The task cannot run: {reason}."""
+
+
 # -- launching ---------------------------------------------------------------
 
 

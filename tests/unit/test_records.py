@@ -28,6 +28,11 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "Ids": st.lists(TEXTS, max_size=4).map(tuple),
     "Targets": st.lists(INTS, max_size=4).map(tuple),
 }
+TIMES = st.floats(allow_nan=False)
+FIELDS["Items"] = st.lists(st.tuples(INTS, INTS, FIELDS["Parts"]), max_size=3).map(tuple)
+FIELDS["Ends"] = st.lists(st.tuples(INTS, INTS, TEXTS, TIMES, TIMES, INTS, FIELDS["Parts"]), max_size=3).map(
+    tuple
+)
 CLASSES = [
     value
     for value in vars(records).values()

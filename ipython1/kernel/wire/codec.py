@@ -13,13 +13,25 @@ from typing import Any, NamedTuple, TypeVar
 import msgpack
 
 from ipython1.kernel.error import RemoteFailure, WireError
-from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, BlobRef, Ids, Parts, Record, Targets
+from ipython1.kernel.wire.records import (
+    ENGINES_LIMIT,
+    RECORD_LIMIT,
+    BlobRef,
+    Ends,
+    Ids,
+    Items,
+    Parts,
+    Record,
+    Targets,
+)
 
 R = TypeVar("R", bound=Record)
 
 _STR = frozenset({str})
 _INT = frozenset({int})
 _BYTES = frozenset({bytes})
+_ITEM = (int, int, tuple)
+_END = (int, int, str, float, float, int, tuple)
 
 
 def _plain(kind: type) -> Callable[[Any], Any]:
@@ -65,6 +77,30 @@ def _blob_ref(item: Any) -> BlobRef:
     raise WireError(reason="a part must be bytes or [blob, size, place]")
 
 
+def _items(value: Any) -> Items:
+    if type(value) is not tuple:
+        raise WireError(reason="expected an array of tasks")
+    for item in value:
+        if type(item) is not tuple or tuple(map(type, item)) != _ITEM:
+            raise WireError(reason="a task must be [index, attempt, parts]")
+        if not all(type(part) is bytes for part in item[2]):
+            return tuple((index, attempt, _parts(parts)) for index, attempt, parts in value)
+    return value
+
+
+def _ends(value: Any) -> Ends:
+    if type(value) is not tuple:
+        raise WireError(reason="expected an array of outcomes")
+    for item in value:
+        if type(item) is not tuple or tuple(map(type, item)) != _END:
+            raise WireError(
+                reason="an outcome must be [index, attempt, status, started, completed, events, parts]"
+            )
+        if not all(type(part) is bytes for part in item[6]):
+            return tuple((*rest, _parts(parts)) for *rest, parts in value)
+    return value
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "int": _plain(int),
     "str": _plain(str),
@@ -74,6 +110,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "Parts": _parts,
     "Ids": _ids,
     "Targets": _targets,
+    "Items": _items,
+    "Ends": _ends,
 }
 
 #: What msgpack makes of the fields.

@@ -35,6 +35,12 @@ Part = Union[bytes, BlobRef]
 Parts = tuple[Part, ...]
 Ids = tuple[str, ...]
 Targets = tuple[int, ...]
+#: Tasks of a batch to run: ``(index, attempt, parts)``.
+Item = tuple[int, int, Parts]
+Items = tuple[Item, ...]
+#: What came of them: ``(index, attempt, status, started, completed, events, parts)``.
+End = tuple[int, int, str, float, float, int, Parts]
+Ends = tuple[End, ...]
 
 
 class Record:
@@ -155,7 +161,87 @@ class Departed(Record):
     client: str
 
 
+# -- tasks: client -> controller -> engine --------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Record):
+    """What tasks have in common; each is a `Work` item. Engines get it before the first of them.
+
+    A task is known as ``batch#index``. `rules` is for the controller, `args`
+    for the engine; `again`: engines may have run some of its tasks.
+    """
+
+    tag: ClassVar[int] = 60
+    id: str
+    op: str  # 'call' (parts: a function) or 'code' (parts: source text)
+    label: str
+    timeout: float  # seconds of running, 0: none
+    rules: bytes  # msgpack map: retries, priority, after, ...
+    args: bytes  # msgpack map
+    parts: Parts
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Record):
+    """Tasks to run. An engine runs each attempt once; the client's own have attempt 0."""
+
+    tag: ClassVar[int] = 61
+    batch: str
+    items: Items
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw(Record):
+    """Do not start tasks of a batch (all where `items` is empty).
+
+    `how`: ``abort``; ``interrupt`` (those that run as well); ``recall``
+    (controller to engine: another one shall run them).
+    """
+
+    tag: ClassVar[int] = 62
+    batch: str
+    items: Targets
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seek(Record):
+    """Tell what is known of tasks: their outcomes, or that they are held, or unknown."""
+
+    tag: ClassVar[int] = 63
+    batch: str
+    items: Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Record):
+    """The client has these outcomes. `last`: it wants nothing more of this batch."""
+
+    tag: ClassVar[int] = 64
+    batch: str
+    items: Targets
+    last: bool
+
+
 # -- engine -> controller -> client ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes(Record):
+    """What came of tasks, in the order they ended.
+
+    Status ``ok`` and ``error`` as in `Result`. Between engine and controller
+    also ``back`` (recalled, and not started), ``rejected`` (not on this
+    engine; one part: an encoded `RemoteFailure`), and as answers to `Seek`
+    ``held`` (not ended yet) and ``unknown``.
+    """
+
+    tag: ClassVar[int] = 65
+    batch: str
+    engine: int
+    items: Ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +266,7 @@ class Result(Record):
 
 @dataclass(frozen=True, slots=True)
 class Event(Record):
-    """Something a running command gave out: number `index` of its events.
+    """Something a running command, or an attempt at a task, gave out: number `index` of its events.
 
     `kind`: stdout, stderr, display (parts: a msgpack map of MIME bundle and
     metadata), progress (text: JSON), publish (parts: an object), started (it
@@ -194,6 +280,7 @@ class Event(Record):
     kind: str
     text: str
     parts: Parts
+    attempt: int = 0
 
 
 # -- bulk bytes, on every hop -------------------------------------------------
