@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -25,7 +26,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     groups = ", ".join(dict.fromkeys(row.group for row in table.ROWS))
     parser.add_argument(
-        "--only", type=_names, default=[], help=f"groups ({groups}) or beginnings of row keys"
+        "--only",
+        type=_names,
+        default=[],
+        help=f"{table.IMPORTANT}, groups ({groups}) or beginnings of row keys",
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--engines", type=int, default=4)
@@ -34,6 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--small", action="store_true", help="sizes of a hundredth: to try things out")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for one row of a growing series")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for everything, about")
     parser.add_argument("--patience", type=int, default=180, help="seconds that any row may take")
     parser.add_argument("--report", type=Path, help="measure nothing, show this results.json")
     parser.add_argument("--page", type=Path, help="write the documentation page there")
@@ -61,7 +66,9 @@ def measure(options: argparse.Namespace) -> Results:
     # Also where it runs in the background of a shell, which ignores Ctrl-C: all that was started is ended.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    runner = Runner(options.engines, options.small, options.budget, options.patience, _say)
+    runner = Runner(
+        options.engines, options.small, options.budget, options.patience, _say, 60 * options.minutes
+    )
     try:
         runner.run(systems, rows, options.repeats, results)
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.rows import LIMITS, ROWS, Row
+from benchmarks.rows import LIMITS, ROWS, SECTIONS, Row
 from benchmarks.summary import Summary, advantage, best_of, rounded, shown, shown_ratio
 from benchmarks.systems import OURS, PEERS
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: Peers that are clusters; what the others do stands beside them, but is no rival.
 RIVALS = ("ipyparallel", "dask", "ray")
 NOTHING = "–"
+#: How much dearer a command may become, the more are outstanding.
+FLAT = 1.5
 
 
 def simple_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -54,12 +56,16 @@ def measured(results: Results) -> list[Row]:
     return [row for row in ROWS if row.key in results.values or row.key in results.missing]
 
 
-def main_table(results: Results, spread: bool = True) -> str:
-    """Every row and system: median (least–most of the repeats), and ipython1 against the best rival."""
+def main_table(results: Results, rows: Sequence[Row] | None = None, spread: bool = True) -> str:
+    """Rows (all, where none are given) and systems: median (least–most), and ipython1 against the best rival.
+
+    Columns for limits and targets are there where a row has one.
+    """
     columns = present(results)
     limits = {row.key: row for row in LIMITS}
+    rows = measured(results) if rows is None else rows
     lines = []
-    for row in measured(results):
+    for row in rows:
         found = summaries(results, row)
         cells = [row.title]
         for name in columns:
@@ -70,8 +76,12 @@ def main_table(results: Results, spread: bool = True) -> str:
         cells.append(NOTHING if bound is None else _cell(bound, row.unit, False))
         against = ratio(results, row)
         cells.append(NOTHING if against is None else f"{shown_ratio(against[0])} {against[1]}")
+        cells.append(row.target or NOTHING)
         lines.append(cells)
-    return simple_table(["work", *columns, "limit", "against the best"], lines)
+    heading = ["work", *columns, "limit", "against the best", "target"]
+    dropped = {"limit": any(row.limit for row in rows), "target": any(row.target for row in rows)}
+    kept = [i for i, name in enumerate(heading) if dropped.get(name, True)]
+    return simple_table([heading[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def _cell(summary: Summary, unit: str, spread: bool) -> str:
@@ -88,16 +98,21 @@ def limits_table(results: Results) -> str:
     return simple_table(["limit of the machine", "median (least–most)"], lines)
 
 
+def growth(costs: Sequence[float]) -> float:
+    """How many times dearer a command becomes, at worst, than with fewer outstanding; at least 1."""
+    return max(later / earlier for i, earlier in enumerate(costs) for later in costs[i:])
+
+
 def flatness(results: Results) -> str:
-    """What a command costs with the most outstanding, against the cost with 100, of each system."""
-    rows = [row for row in ROWS if row.group == "outstanding" and row.key != "outstanding-10"]
+    """The growth of the cost of a command with the number outstanding, of each system."""
+    rows = [row for row in ROWS if row.group == "outstanding"]
     words = []
     for name in present(results):
-        found = [(row, summaries(results, row)[name]) for row in rows if name in summaries(results, row)]
-        if len(found) > 1:
-            growth = found[-1][1].median / found[0][1].median
-            number = int(found[-1][0].key.rpartition("-")[2])
-            words.append(f"{name} {rounded(growth, 2)} (100 to {number:,})")
+        found = {row.key: summaries(results, row).get(name) for row in rows}
+        costs = {key: summary.median for key, summary in found.items() if summary is not None}
+        if len(costs) > 1:
+            first, *_, last = (f"{int(key.rpartition('-')[2]):,}" for key in costs)
+            words.append(f"{name} {rounded(growth([*costs.values()]), 2)} ({first} to {last})")
     return ", ".join(words)
 
 
@@ -142,35 +157,44 @@ def text(results: Results) -> str:
 def page(results: Results) -> str:
     """The page ``docs/performance.rst``."""
     machine = results.machine
-    engines = results.options["engines"]
-    repeats = max(len(values) for found in results.values.values() for values in found.values())
-    meanings = [f"{row.title}\n    {row.meaning}\n" for row in measured(results) if row.meaning]
+    repeats = max((len(values) for found in results.values.values() for values in found.values()), default=0)
     missing = [f"- {line}\n" for line in gaps(results)]
-    return "\n".join(
-        [
-            "How fast it is\n==============\n",
-            "``python -m benchmarks`` runs the same work on ipython1 and on the peers that are installed\n"
-            "(``pip install '.[bench]'``), one after the other and all of it several times, in a network\n"
-            "namespace that has only loopback, and checks every result. This is one run of it.\n",
-            f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB; "
-            f"Linux {machine['kernel']}, Python {machine['python']}; {machine['date']}.\n"
-            f"Engines: {engines}; repeats: {repeats}.\n",
-            systems_table(results),
-            "Medians (least–most of the repeats)\n-----------------------------------\n",
-            "MB and GB are powers of ten, and bytes that arrive at several engines count at each. The last\n"
-            "column says how many times better ipython1 is than the best of "
-            f"{', '.join(RIVALS[:-1])} and {RIVALS[-1]}\n"
-            "(below 1: worse); mpi and pool have no controller, no namespaces and no second client: they\n"
-            "are yardsticks, as is the limit: a Unix socket's ping-pong, or one warm copy in memory.\n",
-            main_table(results),
-            f"Growth of the cost of a command with the number outstanding: {flatness(results)}.\n",
-            "What each means\n---------------\n",
-            *meanings,
-            "The machine's limits\n--------------------\n",
-            limits_table(results),
-            *(["Gaps\n----\n", *missing] if missing else []),
-        ]
-    )
+    lines = [
+        _heading("How fast it is", "="),
+        "``python -m benchmarks`` runs the same work on ipython1 and on the peers that are installed\n"
+        "(``pip install '.[bench]'``), one after the other and all of it several times, in a network\n"
+        "namespace that has only loopback, and checks every result. This is one run of it.\n",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB; "
+        f"Linux {machine['kernel']}, Python {machine['python']}; {machine['date']}.\n"
+        f"Engines: {results.options['engines']}; repeats: {repeats}.\n",
+        systems_table(results),
+        "Values are medians of the repeats, with the least and the most of them. MB and GB are powers of\n"
+        "ten, and bytes that arrive at several engines count at each. *Against the best* says how many\n"
+        f"times better ipython1 is than the best of {', '.join(RIVALS[:-1])} and {RIVALS[-1]} (below 1:\n"
+        "worse). mpi and pool have no controller, no namespaces and no second client: they are yardsticks,\n"
+        "as is the *limit*: a Unix socket's ping-pong, or one warm copy in memory. *Target* is what\n"
+        "ipython1 has set itself.\n",
+    ]
+    if results.options.get("small"):
+        lines.append("**Sizes of a hundredth: this run says only that everything works.**\n")
+    for section in SECTIONS:
+        rows = [row for row in measured(results) if row.group in section.groups]
+        if rows:
+            lines += [_heading(section.title, "-"), f"{section.about}\n", main_table(results, rows)]
+            flat = flatness(results) if "outstanding" in section.groups else ""
+            if flat:
+                lines.append(
+                    "Growth, what a command costs at most with more outstanding against fewer\n"
+                    f"(target: at most {FLAT:g}): {flat}.\n"
+                )
+            lines += [f"{row.title}\n    {row.meaning}\n" for row in rows if row.meaning]
+    lines += [_heading("The machine's limits", "-"), limits_table(results)]
+    lines += [_heading("Gaps", "-"), *missing] if missing else []
+    return "\n".join(lines)
+
+
+def _heading(text: str, line: str) -> str:
+    return f"{text}\n{line * len(text)}\n"
 
 
 def write_page(results: Results, path: Path) -> None:

@@ -30,6 +30,8 @@ class Row:
         Whether less is better.
     limit : str
         The key of the physical limit that stands beside it.
+    target : str
+        What ipython1 has set itself, in words.
     """
 
     key: str
@@ -40,7 +42,58 @@ class Row:
     meaning: str = ""
     less: bool = True
     limit: str = ""
+    target: str = ""
 
+
+@dataclass(frozen=True)
+class Section:
+    """Groups of rows that are shown together, and what they are about."""
+
+    title: str
+    groups: tuple[str, ...]
+    about: str
+
+
+SECTIONS = (
+    Section(
+        "Start, stop and idle memory",
+        ("start", "memory"),
+        "One start a repeat, of a system that has run before on this machine.",
+    ),
+    Section(
+        "Small commands",
+        ("latency", "pipelined"),
+        "Execute runs ``a = a + 1`` as code, apply calls a function that adds two numbers; up to 200 of\n"
+        "them, one after the other, each waited for. Peers that run no code call a function that runs it.",
+    ),
+    Section(
+        "Many commands outstanding",
+        ("outstanding",),
+        "So many calls of a small function are sent to one engine before the first result is read; shown is\n"
+        "what one of them costs, from the first submitted to the last result read. Ideally it does not\n"
+        "depend on their number; with few of them the latency of the last one counts.",
+    ),
+    Section(
+        "Tasks",
+        ("tasks",),
+        "Calls of a small function, spread over all engines as they become free: a task at a time, or in\n"
+        "chunks of the size that the system takes by itself (ipyparallel, Dask and Ray: one; pool: a\n"
+        "sixteenth of all for four processes).",
+    ),
+    Section(
+        "Objects",
+        ("push", "pull", "scatter", "gather", "dict"),
+        "NumPy arrays of float64, each transfer of another content, checked afterwards by a checksum over a\n"
+        "spread of the items; after one transfer that does not count. All of them means bytes delivered at\n"
+        "all engines together. Where a system gives out views of shared memory, pages are only touched\n"
+        "when they are used.",
+    ),
+    Section(
+        "Afterwards, and in trouble",
+        ("results", "death"),
+        "What a scheduler keeps of work that is over, and how fast a death is noticed.",
+    ),
+)
 
 _GROWING = (10, 100, 1_000, 10_000, 100_000)
 _TASKS = (100, 1_000, 10_000, 100_000)
@@ -127,6 +180,7 @@ WORK = [
         works.pipelined,
         "2,000 calls submitted one after the other, then all results read.",
         less=False,
+        target="10,000 /s",
     ),
     *[
         Row(
@@ -135,9 +189,6 @@ WORK = [
             f"one command, {n:,} outstanding",
             "s",
             partial(works.outstanding, n),
-            "The time of so many calls to one engine, submitted before any result is read, by their number."
-            if n == _GROWING[0]
-            else "",
         )
         for n in _GROWING
     ],
@@ -227,8 +278,28 @@ LIMITS = [
 ROWS = [*LIFE, *WORK]
 
 
+#: The beginnings of keys that `IMPORTANT` stands for.
+_IMPORTANT = (
+    *("first-result", "stop", "engine-memory", "head-memory", "execute-", "apply-", "pipelined"),
+    *("push-8B-", "push-80MB-", "pull-80MB-", "scatter-", "gather-", "outstanding-"),
+    *("tasks-1000-", "tasks-10000-", "tasks-100000-", "results-memory", "death"),
+)
+#: Stands in `chosen` for the rows that say the most.
+IMPORTANT = "important"
+
+
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
     """The rows whose group is named, or whose key begins with a name; all where none is."""
     if not only:
         return list(rows)
-    return [row for row in rows if any(row.group == name or row.key.startswith(name) for name in only)]
+    names = [name for name in only if name != IMPORTANT]
+    if IMPORTANT in only:
+        names += _IMPORTANT
+    return [row for row in rows if any(row.group == name or row.key.startswith(name) for name in names)]
+
+
+def urgency(row: Row) -> int:
+    """Where a row stands in a session that may run out of time; `death` ends an engine, and is last."""
+    if row.key == "death":
+        return len(_IMPORTANT) + 1
+    return next((i for i, key in enumerate(_IMPORTANT) if row.key.startswith(key)), len(_IMPORTANT))

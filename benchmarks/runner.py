@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,6 +23,8 @@ import psutil
 from benchmarks import rows as table
 from benchmarks.processes import end_descendants
 
+#: The system that is the machine itself, and how many rows it is worth.
+LIMITS, LIMITS_WEIGHT = "limits", 4
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -100,6 +103,9 @@ class Runner:
         Seconds that any row may take.
     say : callable
         Takes a line about what goes on.
+    seconds : float
+        For everything. A session has its share of what is left, and what it
+        leaves is for those after it.
     """
 
     engines: int
@@ -107,33 +113,32 @@ class Runner:
     budget: float
     patience: int
     say: Callable[[str], None]
+    seconds: float = math.inf
 
     def run(self, systems: Sequence[str], rows: Sequence[table.Row], repeats: int, results: Results) -> None:
         """Every system, `repeats` times, beginning with another each time."""
         life = [row.key for row in rows if row in table.LIFE]
         work = [row.key for row in rows if row not in table.LIFE]
-        for repeat in range(repeats):
-            turn = repeat % len(systems)
-            for system in ["limits", *systems[turn:], *systems[:turn]]:
-                for keys in [["limits"]] if system == "limits" else [life, work]:
-                    if not keys:
-                        continue
-                    begin = time.perf_counter()
-                    findings = self.session(system, keys)
-                    results.add(system, findings)
-                    self.say(
-                        f"{repeat + 1}/{repeats} {system}: {_outcome(findings)} "
-                        f"in {time.perf_counter() - begin:.0f} s"
-                    )
+        plan = planned(systems, [keys for keys in (life, work) if keys], repeats)
+        end = time.monotonic() + self.seconds
+        for number, (repeat, system, keys) in enumerate(plan):
+            begin = time.monotonic()
+            weights = [_weight(system, keys) for _, system, keys in plan[number:]]
+            findings = self.session(system, keys, (end - begin) * weights[0] / sum(weights))
+            results.add(system, findings)
+            self.say(
+                f"{repeat + 1}/{repeats} {system}: {_outcome(findings)} in {time.monotonic() - begin:.0f} s"
+            )
 
-    def session(self, system: str, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """What one session finds."""
+    def session(self, system: str, keys: Sequence[str], seconds: float = math.inf) -> list[dict[str, Any]]:
+        """What one session finds that has so many seconds."""
         folder = Path(tempfile.mkdtemp(prefix="b-"))  # short: sockets lie below it
         try:
             findings = folder / "findings"
             command = [sys.executable, "-m", "benchmarks.session", system, ",".join(keys), str(findings)]
             command += ["--engines", str(self.engines), "--budget", f"{self.budget:g}"]
-            command += ["--patience", str(self.patience), *(["--small"] if self.small else [])]
+            command += ["--patience", str(self.patience), "--seconds", f"{seconds:g}"]
+            command += ["--small"] if self.small else []
             with (folder / "output").open("w+") as output:
                 process = subprocess.Popen(
                     command,
@@ -145,7 +150,7 @@ class Runner:
                 )
                 found: list[dict[str, Any]] = []
                 try:
-                    process.wait(self.patience * (len(keys) + 2))
+                    process.wait(min(self.patience * (len(keys) + 2), seconds + 3 * self.patience))
                 except subprocess.TimeoutExpired:
                     found = [{"problem": "the session did not end"}]
                 finally:
@@ -159,6 +164,23 @@ class Runner:
             return found
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # a log may still be written to it
+
+
+def planned(
+    systems: Sequence[str], sets: Sequence[Sequence[str]], repeats: int
+) -> list[tuple[int, str, Sequence[str]]]:
+    """Repeat, system and keys of each session: every repeat begins with another system."""
+    plan: list[tuple[int, str, Sequence[str]]] = []
+    for repeat in range(repeats):
+        turn = repeat % len(systems)
+        plan.append((repeat, LIMITS, [LIMITS]))
+        plan += [(repeat, system, keys) for system in [*systems[turn:], *systems[:turn]] for keys in sets]
+    return plan
+
+
+def _weight(system: str, keys: Sequence[str]) -> int:
+    """The share of a session in the time there is, against others."""
+    return LIMITS_WEIGHT if system == LIMITS else len(keys)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -27,6 +28,9 @@ from benchmarks import systems, works
 from benchmarks.isolation import check
 from benchmarks.processes import adopt_orphans, end_descendants, unique_bytes
 from benchmarks.systems.base import NotOffered, System
+
+#: Seconds by which a row that was begun may be late.
+GRACE = 15
 
 
 class TooSlowError(Exception):
@@ -67,8 +71,12 @@ class Session:
         """Measure one row; a failure is a finding too."""
         assert row.run is not None, row.key
         begin = time.perf_counter()
+        left = self.context.left
+        if left <= 0:
+            self.say(row=row.key, missing=works.NO_TIME)
+            return
         try:
-            with patience(self.seconds):
+            with patience(math.ceil(min(self.seconds, left + GRACE))):
                 values = row.run(system, self.context)
         except NotOffered as reason:
             self.say(row=row.key, missing=str(reason))
@@ -127,6 +135,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--patience", type=int, default=120)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all rows together")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     check()
@@ -134,7 +143,7 @@ def main() -> None:
     keys = options.keys.split(",")
     folder = options.findings.parent
     with options.findings.open("w") as file:
-        context = works.Context(folder, options.small, options.budget)
+        context = works.Context(folder, options.small, options.budget, time.monotonic() + options.seconds)
         session = Session(file, context, options.patience)
         try:
             if options.system == "limits":
@@ -144,7 +153,7 @@ def main() -> None:
             cls = systems.load(options.system)
             session.say(note=cls.note, version=version(cls.distribution) if cls.distribution else "")
             system = cls(options.engines, folder)
-            rows = [row for row in table.WORK if row.key in keys]
+            rows = sorted([row for row in table.WORK if row.key in keys], key=table.urgency)
             if rows:
                 session.work(system, rows)
             else:

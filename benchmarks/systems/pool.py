@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.pool
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -12,20 +11,19 @@ from benchmarks.systems.base import System
 
 
 class Pool(System):
-    """A `ProcessPoolExecutor` of one process for each engine, and a `multiprocessing.Pool` for tasks."""
+    """A `ProcessPoolExecutor` of one process for each engine, and one of all for tasks."""
 
-    note = "one process pool of the standard library an engine"
+    note = "one process pool of the standard library an engine, and one of all for tasks"
 
     def start(self) -> None:
         self.pools = [ProcessPoolExecutor(1) for _ in range(self.n)]
-        self.spread: multiprocessing.pool.Pool | None = None
+        self.spread: ProcessPoolExecutor | None = None
 
     def stop(self) -> None:
         for pool in self.pools:
             pool.shutdown()
         if self.spread is not None:
-            self.spread.terminate()
-            self.spread.join()
+            self.spread.shutdown()
 
     def one(self, engine: int, f: Callable[..., Any], *args: Any) -> Any:
         return self.submit(engine, f, *args).result()
@@ -41,5 +39,6 @@ class Pool(System):
 
     def tasks(self, f: Callable[[Any], Any], items: Sequence[Any], chunk: int | None) -> list[Any]:
         if self.spread is None:
-            self.spread = multiprocessing.Pool(self.n)
-        return self.spread.map(f, items, chunk)
+            self.spread = ProcessPoolExecutor(self.n)
+        size = chunk or math.ceil(len(items) / (4 * self.n))
+        return list(self.spread.map(f, items, chunksize=size))

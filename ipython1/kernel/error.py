@@ -143,7 +143,7 @@ class TaskTimeout(IPython1Error, TimeoutError):
 
 
 class TaskRejected(IPython1Error):
-    """The task does not run on this engine{reason}. Raised in a task, it sends it to another engine."""
+    """The task does not run on this engine. A task that raises this goes to another one."""
 
 
 class ImpossibleDependency(IPython1Error):

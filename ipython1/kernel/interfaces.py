@@ -81,6 +81,30 @@ class IBlobStore(Interface):
         """Expect `blob` no longer."""
 
 
+class IScheduler(Interface):
+    """Says which tasks go first, and to which engines. Holds the batches that have tasks ready.
+
+    A batch has ``id``, ``number`` (in order of arrival), ``client``,
+    ``priority`` (higher first), ``waiting`` (tasks ready) and
+    ``admits(engine)``: whether one of them may go to that engine.
+    """
+
+    def add(batch) -> None:  # type: ignore[no-untyped-def]
+        """A batch has tasks ready; it may be here already."""
+
+    def remove(batch) -> None:  # type: ignore[no-untyped-def]
+        """A batch has no tasks ready any more; it may have been gone before."""
+
+    def next(engine: int):  # type: ignore[no-untyped-def]
+        """The batch whose tasks go to `engine` next, or None. It must admit the engine."""
+
+    def engines(loads: dict[int, int]):  # type: ignore[no-untyped-def]
+        """The engines in `loads`, in the order in which they get tasks.
+
+        `loads`: engine id -> tasks it has; all of them have room for more.
+        """
+
+
 class ILauncher(Interface):
     """Starts the engines of a cluster somewhere."""
 

@@ -85,7 +85,7 @@ class _Nanny:
 
     def __init__(self, cluster: MemoryCluster) -> None:
         self.uuid = uuid.uuid4().hex
-        self.exited: list[tuple[str, str, str, bool]] = []
+        self.exited: list[tuple[str, str, str, bool, str]] = []
         self._cluster = cluster
         self.dialer = MemoryDialer(cluster.clock, lambda: cluster.door("engine"))
         self.connection = Connection(
@@ -231,7 +231,7 @@ class MemoryCluster:
         engine.loop.stop()
         engine.dialer.cut()
         engine.service.stop()
-        self.nanny.exited.append((engine.uuid, cause, "", restart))
+        self.nanny.exited.append((engine.uuid, cause, "", restart, ""))
         self.nanny.connection.send(Exited(engine.uuid, cause, "", restart))
         if restart:
             death = {"uuid": engine.uuid, "cause": cause, "output": ""}

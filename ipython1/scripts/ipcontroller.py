@@ -192,7 +192,7 @@ class ControllerProcess:
             self._say(f"dashboard    {event['dashboard']}")
 
     async def _listen(self, controller: Any) -> Any:
-        from ipython1.kernel.wire.links import serve
+        from ipython1.kernel.wire.serving import serve
 
         doors = {kind: controller.door(kind) for kind in FURL_FILES}
         options = self._options

@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from ipython1.kernel.controller.service import Controller
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import ILink
 from ipython1.kernel.wire.connection import Connection
-from ipython1.kernel.wire.lanes import PATH_LIMIT, TICKET_SIZE, LaneLink
-from ipython1.kernel.wire.links import FoolscapDialer, FoolscapLink, Listener, serve
+from ipython1.kernel.wire.lanes import KINDS, TICKET_SIZE, LaneLink, UnixLane
+from ipython1.kernel.wire.links import FoolscapDialer, FoolscapLink
 from ipython1.kernel.wire.records import Event, Record, Result, Submit
+from ipython1.kernel.wire.serving import PATH_LIMIT, Listener, serve
+from ipython1.kernel.wire.tlslane import TLSLane
 
 from .conftest import ReactorThread
 
@@ -29,14 +31,24 @@ from .conftest import ReactorThread
 class World:
     """A controller on a port of its own, one engine and one client; all run in the reactor thread."""
 
-    def __init__(self, thread: ReactorThread, root: Path) -> None:
+    def __init__(
+        self,
+        thread: ReactorThread,
+        root: Path,
+        kind: str,
+        *,
+        offered: Container[str] = KINDS,
+        furls: Callable[[str], str] = lambda furl: furl,
+    ) -> None:
+        self.kind = kind
+        self._furls = furls
         self.call = thread.call
         self.reactor = thread.reactor
         self.files = ClusterFiles(root=root)
         self.heard: dict[str, list[Record]] = {"engine": [], "multiengine": []}
         self.controller: Controller = self.call(Controller, self.reactor)
         doors = {kind: self.controller.door(kind) for kind in ("engine", "multiengine")}
-        self.listener: Listener = self.call(serve, self.reactor, self.files, doors, port=0)
+        self.listener: Listener = self.call(serve, self.reactor, self.files, doors, port=0, lanes=offered)
         engine = {"uuid": "e", "host": "h", "pid": 1, "nanny": "n", "wanted": 0, "replaces": {}}
         self.engine = self.connect("engine", {**engine, "held": [], "clients": []})
         self.wait(lambda: self.controller.status())
@@ -46,7 +58,7 @@ class World:
         def make() -> Connection:
             connection = Connection(
                 self.reactor,
-                FoolscapDialer(self.listener.furls[kind]),
+                FoolscapDialer(self._furls(self.listener.furls[kind]), lanes=(self.kind,)),
                 kind,
                 detail=lambda: detail,
                 receive=lambda record, raw: self.heard[kind].append(record),
@@ -77,7 +89,9 @@ class World:
         return [connection._session._link for connection in (self.engine, self.client)]
 
     def on_lanes(self) -> bool:
-        return all(isinstance(link, LaneLink) for link in self.links)
+        """Both sessions are there, and neither end has anything of the way left."""
+        kind = {"unix": UnixLane, "tls": TLSLane}[self.kind]
+        return all(type(link) is kind and link.sink is not None for link in self.links)
 
     def close(self) -> None:
         for connection in (self.client, self.engine):
@@ -87,9 +101,9 @@ class World:
         self.call(flushEventualQueue)  # what Foolscap still has to say
 
 
-@pytest.fixture
-def world(reactor_thread: ReactorThread, ipython1_dir: Path) -> Iterator[World]:
-    world = World(reactor_thread, ipython1_dir)
+@pytest.fixture(params=KINDS)
+def world(request: Any, reactor_thread: ReactorThread, ipython1_dir: Path) -> Iterator[World]:
+    world = World(reactor_thread, ipython1_dir, request.param)
     yield world
     world.close()
     assert reactor_thread.call(reactor_thread.reactor.getDelayedCalls) == []
@@ -193,7 +207,7 @@ def test_a_ticket_is_good_once(world: World) -> None:
 
 def test_a_folder_with_a_long_path_has_no_lane(reactor_thread: ReactorThread, tmp_path: Path) -> None:
     folder = tmp_path / ("x" * PATH_LIMIT)
-    world = World(reactor_thread, folder)
+    world = World(reactor_thread, folder, "unix")
     try:
         world.wait(lambda: all(isinstance(link, FoolscapLink) for link in world.links))
         assert world.listener._lanes is None

@@ -30,7 +30,8 @@ from ipython1.kernel.error import (
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import IDialer, IDoor, ILink, ILinkSink
 from ipython1.kernel.wire import tubs
-from ipython1.kernel.wire.links import ARGUMENT_LIMIT, FoolscapDialer, Listener, serve
+from ipython1.kernel.wire.links import ARGUMENT_LIMIT, FoolscapDialer
+from ipython1.kernel.wire.serving import Listener, serve
 from tests.conftest import LoggedErrors
 from tests.integration.conftest import ReactorThread
 
@@ -96,13 +97,13 @@ class World:
 
     def serve(self, port: int = 0, **options: Any) -> Listener:
         listener: Listener = self.call(
-            serve, self.reactor, self.files, self.doors, port=port, lanes=False, **options
+            serve, self.reactor, self.files, self.doors, port=port, **options
         )
         self.listeners.append(listener)
         return listener
 
     def dialer(self, furl: str, timeout: float = 10.0) -> FoolscapDialer:
-        dialer = FoolscapDialer(furl, connect_timeout=timeout)
+        dialer = FoolscapDialer(furl, connect_timeout=timeout, lanes=())
         self.dialers.append(dialer)
         return dialer
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ipython1.kernel.engine.forked import Channel, fresh_reactor
+from ipython1.kernel.engine.board import Board
 from ipython1.kernel.engine.nanny import ENDED, Nanny
 from ipython1.kernel.engine.zygote import Lines, Message, Zygote, line
 
@@ -240,7 +241,7 @@ class Home:
             restart=True,
         )
 
-    def engine_main(self, identity: dict[str, Any]) -> Callable[[socket.socket], int]:
+    def engine_main(self, identity: dict[str, Any], board: Board) -> Callable[[socket.socket], int]:
         def main(end: socket.socket) -> int:
             self.before()
             say(end, registered=max(identity["wanted"], 0))

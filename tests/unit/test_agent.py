@@ -119,20 +119,20 @@ def test_other_records_are_refused(house: House) -> None:
 
 
 def test_deaths_go_to_the_controller_and_into_later_hellos(house: House) -> None:
-    house.agent.heard({"exited": ["a", "exit status 3", "bang", True]})
+    house.agent.heard({"exited": ["a", "exit status 3", "bang", True, ""]})
     house.agent.heard({"engines": {"b": os.getpid()}})
     house.settle()
     assert house.controller.records == [Exited("a", "exit status 3", "bang", True)]
     house.controller.cut()
     house.settle()
     detail = unpack_map(house.controller.hellos[1].detail)
-    assert detail["exited"] == (("a", "exit status 3", "bang", True),)
+    assert detail["exited"] == (("a", "exit status 3", "bang", True, ""),)
     assert detail["engines"] == ("b",)
 
 
 def test_only_so_many_deaths_are_remembered(house: House) -> None:
     for number in range(REMEMBERED + 5):
-        house.agent.heard({"exited": [str(number), "", "", False]})
+        house.agent.heard({"exited": [str(number), "", "", False, ""]})
     house.settle()
     assert len(house.controller.records) == REMEMBERED + 5
     house.controller.cut()
@@ -177,7 +177,7 @@ def test_a_controller_that_never_was_there() -> None:
 
 
 def test_what_was_told_arrives_before_the_end(house: House) -> None:
-    house.agent.heard({"exited": ["a", "stopped on request", "", False]})
+    house.agent.heard({"exited": ["a", "stopped on request", "", False, ""]})
     house.agent.heard({"quit": True})
     assert house.finished == []
     house.settle()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -10,8 +13,11 @@ from hypothesis import strategies as st
 
 from benchmarks import isolation, report
 from benchmarks import rows as table
-from benchmarks.runner import Results
+from benchmarks.runner import Results, Runner, planned
+from benchmarks.session import Session
 from benchmarks.summary import Summary, advantage, best_of, rounded, scale, shown, shown_ratio
+from benchmarks.systems import NotOffered
+from benchmarks.works import NO_TIME, Context
 
 POSITIVE = st.floats(min_value=1e-9, max_value=1e12)
 
@@ -158,6 +164,9 @@ def test_ratio_is_to_the_best_rival_only(results):
 def test_main_table(results):
     lines = report.main_table(results).splitlines()
     assert lines[1].split() == ["work", "ipython1", "dask", "ray", "pool", "limit", "against", "the", "best"]
+    with_target = report.main_table(results, [row("pipelined"), row("death")]).splitlines()
+    assert with_target[1].split()[-4:] == ["against", "the", "best", "target"]
+    assert with_target[3].endswith("10,000 /s")
     [line] = [line for line in lines if line.startswith("apply, one engine")]
     assert "1.5 ms (1–2)" in line
     assert "20 µs" in line
@@ -184,14 +193,43 @@ def test_results_are_saved_and_loaded(results, tmp_path):
 def test_page_has_everything(results, tmp_path):
     report.write_page(results, tmp_path / "performance.rst")
     page = (tmp_path / "performance.rst").read_text()
-    assert report.main_table(results) in page
+    assert report.main_table(results, [row("apply-one")]) in page
+    assert "Small commands\n--------------\n" in page
+    assert "Tasks\n-----\n" not in page  # nothing of it was measured
+    assert "hundredth" not in page
     assert "a CPU, 2 cores, 8 GB" in page
     assert "writable: no" in page
 
 
+def test_page_of_a_try_says_so(results):
+    results.options["small"] = True
+    assert "Sizes of a hundredth" in report.page(results)
+
+
+def test_page_of_nothing_has_no_tables():
+    empty = Results(options={"engines": 4}, machine=dict.fromkeys(("cpu", "kernel", "python", "date"), "?"))
+    empty.machine |= {"cores": 2, "memory": 8e9}
+    assert "Small commands" not in report.page(empty)
+
+
+def test_every_group_has_its_section():
+    groups = [group for section in table.SECTIONS for group in section.groups]
+    assert len(set(groups)) == len(groups)
+    assert {row.group for row in table.ROWS} == set(groups)
+
+
+@pytest.mark.parametrize(
+    ("costs", "wanted"), [([4, 2, 1], 1), ([1, 2, 4], 4), ([4, 1, 3, 2], 3), ([1, 1], 1), ([2, 1, 8, 1], 8)]
+)
+def test_growth(costs, wanted):
+    assert report.growth(costs) == wanted
+
+
 def test_flatness(results):
     results.add("ray", [{"row": f"outstanding-{n}", "values": [n**0.5]} for n in (10, 100, 10_000)])
-    assert report.flatness(results) == "ray 10 (100 to 10,000)"
+    results.add("dask", [{"row": f"outstanding-{n}", "values": [9 / n]} for n in (10, 100)])
+    assert report.flatness(results) == "dask 1 (10 to 100), ray 32 (10 to 10,000)"
+    assert "(target: at most 1.5): dask 1" in report.page(results)
 
 
 def test_rows_have_keys_of_their_own_and_known_limits():
@@ -209,6 +247,68 @@ def test_chosen():
         "apply-all",
     ]
     assert table.chosen(table.ROWS, ["nothing like it"]) == []
+
+
+def test_important_rows_come_first():
+    important = table.chosen(table.ROWS, ["important"])
+    assert {row.key for row in important} > {"pipelined", "gather-80MB", "death", "tasks-100000-1"}
+    assert len(important) < len(table.ROWS)
+    with_dicts = table.chosen(table.ROWS, ["important", "dict"])
+    assert {row.key for row in with_dicts} == {row.key for row in important} | {"dict-push", "dict-pull"}
+    order = sorted(table.ROWS, key=table.urgency)
+    assert {row.key for row in order[: len(important) - 1]} == {row.key for row in important} - {"death"}
+    assert order[-1].key == "death"  # the engine is gone then
+
+
+def test_a_series_grows_in_its_order():
+    keys = [row.key for row in sorted(table.WORK, key=table.urgency) if row.group == "outstanding"]
+    assert keys == [f"outstanding-{n}" for n in (10, 100, 1_000, 10_000, 100_000)]
+
+
+def test_plan_interleaves_systems_and_begins_with_another_each_time():
+    plan = planned(["a", "b"], [["life"], ["work"]], 3)
+    assert [system for _, system, _ in plan] == [
+        *("limits", "a", "a", "b", "b"),
+        *("limits", "b", "b", "a", "a"),
+        *("limits", "a", "a", "b", "b"),
+    ]
+
+
+def test_sessions_share_the_time_there_is(monkeypatch):
+    clock, given = [100.0], []
+    runner = Runner(4, False, 60.0, 180, lambda line: None, seconds=1000.0)
+
+    def session(system, keys, seconds):
+        given.append((system, seconds))
+        clock[0] += seconds / 2 if system == "limits" else seconds
+        return []
+
+    monkeypatch.setattr(runner, "session", session)
+    monkeypatch.setattr("benchmarks.runner.time.monotonic", lambda: clock[0])
+    runner.run(["a", "b"], table.chosen(table.ROWS, ["apply", "start"]), 1, Results())
+    weights = {"limits": 4, "life": 2, "work": 2}
+    share = 1000 * weights["limits"] / 12
+    assert given[0] == ("limits", pytest.approx(share))
+    later = (1000 - share / 2) / 4  # what the first one left is for the others
+    assert given[1:] == [(name, pytest.approx(later)) for name in ("a", "a", "b", "b")]
+    assert clock[0] == pytest.approx(1100)
+
+
+def test_what_comes_too_late_is_refused(tmp_path):
+    context = Context(tmp_path, budget=10.0, end=time.monotonic() + 5)
+    context.learn("series", 10, 1.0)
+    context.afford("series", 40)
+    with pytest.raises(NotOffered, match="no time"):
+        context.afford("series", 60)
+    with pytest.raises(NotOffered, match="more than 10 s"):
+        context.afford("series", 1000)
+
+
+def test_a_row_after_the_end_is_not_begun(tmp_path):
+    file = io.StringIO()
+    session = Session(file, Context(tmp_path, end=time.monotonic() - 1), 60)
+    session.measure(row("pipelined"), None)
+    assert json.loads(file.getvalue()) == {"row": "pipelined", "missing": NO_TIME}
 
 
 def test_what_counts_as_outside():

@@ -10,12 +10,11 @@ from twisted.internet.defer import fail
 from twisted.internet.task import Clock
 
 from ipython1.kernel.controller import facets
+from ipython1.kernel.controller.lifecycle import ENGINE_GRACE, LAST_WORDS, RESTART_GRACE
 from ipython1.kernel.controller.questions import START_TIME
 from ipython1.kernel.controller.queue import HAND
 from ipython1.kernel.controller.service import (
     CLIENT_GRACE,
-    ENGINE_GRACE,
-    RESTART_GRACE,
     RETURN_GRACE,
     Controller,
 )
@@ -153,7 +152,7 @@ def test_ids_are_the_lowest_free_and_clients_hear_of_them(world: World) -> None:
     assert world.notices[-1] == {"event": "engines", "ids": [0, 1, 2]}
     nanny = world.nanny()
     nanny.connection.send(Exited("b", "exit status 1", "", False))
-    world.turn()
+    world.turn(LAST_WORDS + 0.1)
     assert world.engine("d").welcomes[0][0]["id"] == 1
     assert world.engine("e", wanted=7).welcomes[0][0]["id"] == 7
     assert world.engine("f", wanted=0).welcomes[0][0]["id"] == 3
@@ -378,7 +377,7 @@ def test_a_restart_that_fails_frees_the_id(world: World) -> None:
     world.engine("a")
     nanny = world.nanny(engines=("a",))
     nanny.connection.send(Exited("a", "exit status 1", "", True))
-    world.turn()
+    world.turn(LAST_WORDS + 0.1)
     client.connection.send(submit("c1-1", 0))
     world.turn(RESTART_GRACE + 1)
     assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
@@ -520,7 +519,7 @@ def test_a_new_controller_does_not_wait_for_an_engine_it_saw_die(world: World) -
     client, nanny = world.client(), world.nanny(engines=("a",))
     world.engine("a")
     nanny.connection.send(Exited("a", "exit status 1", "", False))
-    world.turn()
+    world.turn(LAST_WORDS + 0.1)
     client.connection.send(submit("c1-1", 0))
     world.turn()
     assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
@@ -548,16 +547,34 @@ def test_orders_go_to_the_nanny_of_the_engine(world: World) -> None:
     assert first.hear(Order)[-1] == Order("stop", "a", 0)
 
 
-def test_only_what_no_engine_has_counts_as_cancelled(world: World) -> None:
+def test_what_no_engine_has_is_cancelled_at_once(world: World) -> None:
     client, engine = world.client(), world.engine("a")
     for n in range(HAND + 1):
         client.connection.send(submit(f"c1-{n}", 0))
     world.turn()
-    for id, count in (("c1-1", 0), (f"c1-{HAND}", 1)):
-        assert ask(client, world, "cancel", id=id) == count
+    for id in ("c1-1", f"c1-{HAND}"):
+        client.connection.send(Cancel((id,), (0,), "TaskAborted"))
+    world.turn()
     assert engine.hear(Cancel) == [Cancel(("c1-1",), (0,), "TaskAborted")]
     [result] = client.hear(Result)
     assert (result.id, failure(result)) == (f"c1-{HAND}", "TaskAborted")
+
+
+def test_what_a_dead_engine_had_sent_counts(world: World) -> None:
+    client, engine, nanny = world.client(), world.engine("a"), world.nanny(engines=("a",))
+    for n in range(3):
+        client.connection.send(submit(f"c1-{n}", 0))
+    world.turn()
+    nanny.connection.send(Exited("a", "exit status 1", "", False, "c1-1"))
+    world.turn(LAST_WORDS / 2)
+    engine.connection.send(ok("c1-0", 0))
+    world.turn(LAST_WORDS / 10)
+    engine.vanish()
+    world.turn(LAST_WORDS / 10)
+    results = client.hear(Result)
+    assert [result.status for result in results] == ["ok", "error", "error"]
+    texts = [str(decode_failure(result.parts[0], 0, "execute").exception()) for result in results[1:]]
+    assert ["before it ran" in text for text in texts] == [False, True]
 
 
 def started(*nannies: Peer) -> int:
@@ -737,7 +754,7 @@ def test_an_id_under_restart_is_for_the_same_nanny(world: World) -> None:
     world.client()
     world.engine("a")
     world.nanny().connection.send(Exited("a", "exit status 1", "", True))
-    world.turn()
+    world.turn(LAST_WORDS + 0.1)
     assert world.engine("x", wanted=0, nanny="other").welcomes[0][0] == {"id": 1}
     assert world.engine("b", wanted=0).welcomes[0][0] == {"id": 0}
 
@@ -747,11 +764,11 @@ def test_each_restart_has_its_own_time(world: World) -> None:
     world.engine("a")
     nanny = world.nanny()
     nanny.connection.send(Exited("a", "exit status 1", "", True))
-    world.turn()
+    world.turn(LAST_WORDS + 0.1)
     world.turn(RESTART_GRACE - 2)
     world.engine("b", wanted=0)
     nanny.connection.send(Exited("b", "exit status 1", "", True))
-    world.turn()
+    world.turn(LAST_WORDS + 0.1)
     world.turn(RESTART_GRACE - 2)
     assert [row["state"] for row in ask(client, world, "status")] == ["restarting"]
     world.turn(4)

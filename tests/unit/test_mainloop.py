@@ -14,7 +14,10 @@ import time
 
 import pytest
 
-from ipython1.kernel.engine.mainloop import Job, MainLoop, format_traceback, user_code
+from ipython1.kernel.engine.failures import format_traceback
+from ipython1.kernel.engine.jobs import Command
+from ipython1.kernel.engine.jobs import Command
+from ipython1.kernel.engine.mainloop import Job, MainLoop, user_code
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.error import CommandTimeout
 from ipython1.kernel.wire.codec import decode_failure
@@ -22,7 +25,7 @@ from ipython1.kernel.wire.records import Submit
 
 
 def job(id, parts=()):
-    return Job(Submit(id, (0,), "execute", "", -1, 0.0, b"", ()), None if parts is None else list(parts))
+    return Job(id, parts=None if parts is None else list(parts))
 
 
 class Loop:
@@ -37,12 +40,12 @@ class Loop:
         self.loop = MainLoop(self.perform, self.done, lambda: float(next(self.clock)))
 
     def perform(self, job):
-        return [user_code(self.functions[job.submit.id])]
+        return [user_code(self.functions[job.id])]
 
     def done(self, job, status, parts):
         self.threads.add(threading.get_ident())
-        self.order.append(job.submit.id)
-        self.results[job.submit.id] = parts[0] if status == "ok" else decode_failure(parts[0], 0, "execute")
+        self.order.append(job.id)
+        self.results[job.id] = parts[0] if status == "ok" else decode_failure(parts[0], 0, "execute")
 
     def put(self, *ids):
         for id in ids:
@@ -107,7 +110,7 @@ def test_cancel_takes_out_what_has_not_started():
     cancelled = []
 
     def first():
-        cancelled.extend(j.submit.id for j in loop.loop.cancel(lambda j: j.submit.id != "c"))
+        cancelled.extend(j.id for j in loop.loop.cancel(lambda j: j.id != "c"))
         assert loop.loop.run_ready() == 0  # not while one runs
         return b""
 
@@ -210,9 +213,8 @@ def test_a_child_forked_by_user_code_ends_where_its_command_ends():
     code = """
 import os
 from ipython1.kernel.engine.mainloop import Job, MainLoop
-from ipython1.kernel.wire.records import Submit
 loop = MainLoop(lambda job: [str(os.fork()).encode()], lambda *a: print('done', flush=True))
-loop.put(Job(Submit('a', (0,), 'execute', '', -1, 0.0, b'', ()), []))
+loop.put(Job('a', 0.0, []))
 loop.run_ready()
 os.wait()
 """
@@ -229,7 +231,7 @@ def spin():
 
 
 def until_running(loop, id):
-    while loop.loop.running is None or loop.loop.running.submit.id != id:
+    while loop.loop.running is None or loop.loop.running.id != id:
         time.sleep(0)
 
 
@@ -315,11 +317,14 @@ def test_an_interrupt_just_before_a_blocking_call_ends_it(monkeypatch):
 
 def test_a_timeout_is_an_interrupt_by_another_name():
     loop = Loop(a=spin)
+    late = Command(Submit("a", (0,), "execute", "", -1, 1.5, b"", ()))
+    late.parts = ()
 
     def driver():
-        loop.put("a")
+        loop.loop.put(late)
         until_running(loop, "a")
-        assert loop.loop.interrupt("a", timeout=1.5)
+        assert not loop.loop.expire(job("a"))  # another of that id
+        assert loop.loop.expire(late)
         until(lambda: "a" in loop.results)
 
     loop.run(driver)
@@ -411,7 +416,7 @@ def test_an_early_interrupt_strikes_when_user_code_begins():
 
     class Slow(Loop):
         def perform(self, job):
-            assert self.loop.interrupt(job.submit.id)
+            assert self.loop.interrupt(job.id)
             spin_for(0.001)
             return [user_code(lambda: entered.append(1) or b"")]
 
@@ -441,7 +446,7 @@ def test_random_interrupts_hit_their_target_and_nothing_else(seed):
             running = loop.loop.running
             if running is None:
                 continue
-            id = running.submit.id
+            id = running.id
             if lengths[id] is not None and int(id) % 2:
                 time.sleep(0)
                 continue  # never aimed at
@@ -468,7 +473,7 @@ def test_a_command_that_prints_without_end_is_interrupted_while_it_waits_for_the
 
     class Printing(Loop):
         def perform(self, job):
-            output.begin(job.submit.id)
+            output.begin(job.id)
             return super().perform(job)
 
         def done(self, job, status, parts):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from ipython1.kernel.engine.board import Board
 from ipython1.kernel.engine.nanny import (
     DEATHS,
     ENDED,
@@ -56,6 +57,7 @@ class FakeZygote(Clock):
         super().__init__()
         self.engines: list[FakeChild] = []
         self.agents: list[FakeChild] = []
+        self.boards: list[Board] = []  # of the engines
         self.full = False
 
     def fork(
@@ -84,7 +86,7 @@ def zygote() -> FakeZygote:
 def make(zygote: FakeZygote, folder: Path, restart: bool = True) -> Nanny:
     nanny = Nanny(
         zygote,
-        lambda identity: identity,  # type: ignore[arg-type, return-value]
+        lambda identity, board: zygote.boards.append(board) or identity,  # type: ignore[arg-type, func-returns-value, return-value]
         lambda facts: facts,  # type: ignore[arg-type, return-value]
         folder=folder,
         host="here",
@@ -132,12 +134,24 @@ def test_a_dead_engine_is_replaced_under_its_id(nanny: Nanny, zygote: FakeZygote
     new = zygote.engines[2]
     assert new.facts["wanted"] == 1
     assert new.facts["replaces"] == {"uuid": old, "cause": cause, "output": output}
-    assert zygote.agents[0].told("exited") == [(old, cause, output, True)]
+    assert zygote.agents[0].told("exited") == [(old, cause, output, True, "")]
     assert zygote.agents[0].told("engines")[-1] == {
         zygote.engines[0].facts["uuid"]: 100,
         new.facts["uuid"]: 102,
     }
     assert dead.log.exists()  # it says something
+
+
+def test_what_ran_on_an_engine_that_died_is_told(nanny: Nanny, zygote: FakeZygote) -> None:
+    first, second = zygote.boards
+    first.show("c-1#2")
+    first.show("c-1")
+    second.show("d-" + 300 * "é")
+    second.show("")
+    zygote.engines[0].ended(-9)
+    zygote.engines[1].ended(-9)
+    assert [running for *_, running in zygote.agents[0].told("exited")] == ["c-1", ""]
+    assert zygote.boards[2].read() == ""
 
 
 def test_an_empty_log_is_removed(nanny: Nanny, zygote: FakeZygote) -> None:
@@ -153,7 +167,7 @@ def test_three_deaths_in_a_minute_end_the_restarts(nanny: Nanny, zygote: FakeZyg
         zygote.advance(1)
         zygote.engines[-1].ended(-9)
         assert len(zygote.engines) == min(3 + death, 2 + DEATHS - 1)
-    assert [replaced for *_, replaced in zygote.agents[0].told("exited")] == [True, True, False]
+    assert [replaced for *_, replaced, _ in zygote.agents[0].told("exited")] == [True, True, False]
     zygote.engines[0].ended(-9)  # another engine has a count of its own
     assert zygote.engines[-1].facts["wanted"] == 0
     assert nanny.status is None
@@ -163,7 +177,7 @@ def test_rare_deaths_do_not_end_the_restarts(nanny: Nanny, zygote: FakeZygote) -
     for _ in range(3 * DEATHS):
         zygote.advance(PERIOD / 2)
         zygote.engines[-1].ended(-9)
-    assert all(replaced for *_, replaced in zygote.agents[0].told("exited"))
+    assert all(replaced for *_, replaced, _ in zygote.agents[0].told("exited"))
 
 
 def test_a_replacement_that_never_registers_still_replaces_the_first(
@@ -182,7 +196,9 @@ def test_without_restart_a_dead_engine_is_gone(zygote: FakeZygote, tmp_path: Pat
     zygote.engines[0].heard({"registered": 0})
     zygote.engines[0].ended(3)
     assert len(zygote.engines) == 1
-    assert zygote.agents[0].told("exited") == [(zygote.engines[0].facts["uuid"], "exit status 3", "", False)]
+    assert zygote.agents[0].told("exited") == [
+        (zygote.engines[0].facts["uuid"], "exit status 3", "", False, "")
+    ]
     assert nanny.status is None  # more may be ordered
     order(zygote, "start", number=2)
     assert len(zygote.engines) == 3
@@ -200,6 +216,7 @@ def test_where_no_engine_can_start_the_nanny_ends(zygote: FakeZygote, tmp_path: 
         "exit status 1; not restarted, for it died 3 times in 60 s",
         "ImportError: no such thing",
         False,
+        "",
     )
     assert zygote.agents[0].told("quit") == [True]
     zygote.agents[0].ended(0)
@@ -213,7 +230,7 @@ def test_order_stop(nanny: Nanny, zygote: FakeZygote) -> None:
     zygote.advance(GRACE)
     assert engine.signals == [signal.SIGTERM, -signal.SIGKILL]
     engine.ended(-9)
-    assert zygote.agents[0].told("exited") == [(engine.facts["uuid"], "stopped on request", "", False)]
+    assert zygote.agents[0].told("exited") == [(engine.facts["uuid"], "stopped on request", "", False, "")]
     assert len(zygote.engines) == 2
 
 
@@ -236,7 +253,7 @@ def test_order_restart(zygote: FakeZygote, tmp_path: Path, restart: bool) -> Non
         engine.ended(0)
         assert zygote.engines[-1].facts["wanted"] == 5
         assert zygote.engines[-1].facts["replaces"]["uuid"] == engine.facts["uuid"]
-    assert zygote.agents[0].told("exited")[-1][1:] == ("restarted on request", "", True)
+    assert zygote.agents[0].told("exited")[-1][1:] == ("restarted on request", "", True, "")
 
 
 @pytest.mark.parametrize("orders", [("restart", "stop"), ("stop", "restart")])
@@ -347,7 +364,7 @@ def test_a_host_that_has_no_room_for_an_engine(nanny: Nanny, zygote: FakeZygote)
     zygote.engines[1].ended(-9)
     died, failed = zygote.agents[0].told("exited")
     assert (died[1], died[3]) == ("killed by signal 9 (SIGKILL)", True)
-    assert failed[1:] == ("could not be started: Resource temporarily unavailable", "", False)
+    assert failed[1:] == ("could not be started: Resource temporarily unavailable", "", False, "")
     assert zygote.agents[0].told("engines")[-1] == {zygote.engines[0].facts["uuid"]: 100}
     assert nanny.status is None
     zygote.agents[0].ended(-9)

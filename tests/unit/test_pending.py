@@ -7,6 +7,7 @@ import json
 import pickle
 import threading
 import traceback
+import tracemalloc
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -96,6 +97,10 @@ def command(source, number=1, **more):
         ((5,), "c-1@5"),
         ((), "c-1@"),
         ((3, 4, 4), "c-1@3-4,4"),
+        (range(100_000), "c-1@0-99999"),
+        (range(2, 3), "c-1@2"),
+        (range(0), "c-1@"),
+        (range(0, 6, 2), "c-1@0,2,4"),
     ],
 )
 def test_format_id(targets, text):
@@ -558,6 +563,23 @@ def test_callbacks_of_a_failed_command_are_not_called(core):
     assert seen == []
 
 
+def test_callbacks_do_not_keep_a_result_alive(core):
+    early, late = make(core, (0,)), make(core, (0,))
+    early.add_callback(str)
+    gone = [weakref.ref(early), weakref.ref(late)]
+    gc.collect()
+    gc.disable()
+    try:
+        ok(early, 0)
+        ok(late, 0)
+        core.run_user_calls()
+        late.add_callback(str)
+        del early, late
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_a_callback_must_be_callable(core):
     with pytest.raises(TypeError, match="callable"):
         make(core).add_callback(5)
@@ -826,6 +848,13 @@ def test_cancel_without_a_connection(core, monkeypatch):
     assert not pending.done()
 
 
+def test_cancel_when_the_last_word_came_just_before(core):
+    pending = make(core, (0,))
+    aborted = [encode_failure(RemoteFailure("TaskAborted", "gone"))]
+    pending._arrivals.result(Result("c0ffee-7", 0, "apply", "error", 0.0, 0.0, 0, ()), aborted)
+    assert pending.cancel() is True
+
+
 def test_repr(core):
     pending = make(core, (0, 1, 4))
     assert repr(pending) == "<PendingResult c0ffee-7@0-1,4 execute: 0 of 3 finished>"
@@ -834,3 +863,194 @@ def test_repr(core):
     ok(pending, 0)
     ok(pending, 1)
     assert repr(pending) == "<PendingResult c0ffee-7@0-1,4 execute: finished, 1 failed>"
+
+
+# -- tasks: values are kept under numbers, whichever engine ran them ------------------------------------
+
+
+def task_ok(pending, task, value, engine=5):
+    record = Result(pending.command_id, engine, "apply", "ok", 1.0, 2.0, 0, ())
+    pending.deliver_result(record, [bytes(part) for part in objects.dumps(value)], task)
+
+
+def task_error(pending, task, engine, started=1.0, ename="ZeroDivisionError"):
+    record = Result(pending.command_id, engine, "apply", "error", started, started, 0, ())
+    pending.deliver_result(record, [encode_failure(RemoteFailure(ename, "no"))], task)
+
+
+def task_says(pending, task, engine, index, kind, text):
+    pending.deliver_event(Event(pending.command_id, engine, index, kind, text, ()), [], task)
+
+
+def tasks(core, n, **options):
+    return PendingResult(core, "c0ffee-7", "submit", range(n), **options)
+
+
+def test_tasks_end_in_any_order_on_any_engine(core):
+    pending = tasks(core, 3)
+    core.steps += [
+        lambda: task_ok(pending, 2, "two", engine=5),
+        lambda: task_ok(pending, 0, "zero", engine=7),
+        lambda: task_ok(pending, 0, "again", engine=5),
+        lambda: task_ok(pending, 3, "who?", engine=5),
+        lambda: task_ok(pending, 1, "one", engine=5),
+    ]
+    assert pending[2] == "two"
+    assert pending.progress == (1, 3)
+    assert list(pending) == ["two", "zero", "one"]
+    assert pending.result() == ["zero", "one", "two"]
+    assert pending.id == "c0ffee-7@0-2"
+    assert (pending.serial_time, pending.value_of(1), pending.value_of(9)) == (3.0, "one", None)
+
+
+def test_the_failure_of_a_task_says_where_it_ran(core):
+    pending = tasks(core, 3)
+    task_ok(pending, 2, "two", engine=7)
+    task_error(pending, 1, engine=5)
+    task_ok(pending, 0, "zero", engine=7)
+    with pytest.raises(CompositeError) as caught:
+        pending.result()
+    assert "[5:submit]: ZeroDivisionError: no" in str(caught.value)
+    assert caught.value.results == {0: "zero", 2: "two"}
+    assert caught.value.engines == [5]
+    with pytest.raises(CompositeError, match=r"\[5:submit\]"):
+        pending[1]
+    assert repr(pending) == "<PendingResult c0ffee-7@0-2 submit: finished, 1 failed>"
+
+
+def test_an_engine_is_not_taken_for_a_task(core):
+    pending = tasks(core, 3)
+    ok(pending, 5)
+    event(pending, 7, 0, "stdout", "who?")
+    assert pending.progress == (0, 3)
+    assert pending.stdout == ["", "", ""]
+
+
+def test_output_of_tasks(core, capsys):
+    pending = tasks(core, 3)
+    task_says(pending, 2, 5, 0, "stdout", "two\n")
+    task_says(pending, 1, 5, 0, "stdout", "one\n")
+    task_says(pending, 2, 5, 1, "progress", json.dumps({"done": 1}))
+    for task in range(3):
+        task_ok(pending, task, None)
+    assert pending.stdout == ["", "one\n", "two\n"]
+    assert pending.engine_progress == {2: {"done": 1}}
+    assert [(output.slot, output.engine, output.kind) for output in pending.watch()] == [
+        (2, 5, "stdout"),
+        (1, 5, "stdout"),
+        (0, 5, "end"),
+        (1, 5, "end"),
+        (2, 5, "end"),
+    ]
+    pending.stream(group="order")
+    assert capsys.readouterr().out == "[stdout:5] one\n[stdout:5] two\n"
+
+
+def test_code_run_as_a_task_has_the_id_of_its_engine(core):
+    pending = tasks(core, 1)
+    record = Result("c0ffee-7", 5, "execute", "ok", 1.0, 2.0, 0, ())
+    pending.deliver_result(record, [bytes(part) for part in objects.dumps(command("x", 2))], 0)
+    assert pending[0]["id"] == 5
+
+
+# -- tasks that are not known from the start ---------------------------------------------------------------
+
+
+def test_tasks_may_be_added_until_it_is_complete(core):
+    pending = tasks(core, 0, more=True)
+    assert not pending.done()
+    assert pending.add_slots(2) == range(2)
+    task_ok(pending, 0, "a")
+    task_ok(pending, 1, "b")
+    assert (pending.done(), pending.progress) == (False, (2, 2))
+    assert pending.add_slots(1) == range(2, 3)
+    pending.complete()
+    assert (pending.done(), pending.targets) == (False, range(3))
+    task_ok(pending, 2, "c")
+    assert pending.result() == ["a", "b", "c"]
+    assert not pending.add_slots(1)
+    assert pending.result() == ["a", "b", "c"]
+
+
+def test_iteration_waits_for_what_is_added(core):
+    pending = tasks(core, 1, more=True)
+    core.steps += [
+        lambda: task_ok(pending, 0, "a"),
+        lambda: pending.add_slots(2),
+        lambda: task_ok(pending, 2, "c"),
+        lambda: task_ok(pending, 1, "b"),
+        pending.complete,
+    ]
+    assert list(pending) == ["a", "c", "b"]
+    assert not core.steps
+
+
+def test_nothing_may_come_of_tasks_that_could_be_added(core):
+    pending = tasks(core, 0, more=True)
+    pending.complete()
+    assert pending.result() == []
+
+
+def test_nothing_is_added_to_what_has_failed(core):
+    pending = tasks(core, 1, more=True)
+    task_ok(pending, 0, "a")
+    values = iter(pending)
+    assert next(values) == "a"
+    pending.fail(ClientClosed())
+    assert not pending.add_slots(5)
+    assert pending.progress == (1, 1)
+    with pytest.raises(ClientClosed):
+        next(values)
+
+
+def test_cancel_waits_for_tasks_that_are_being_added(core):
+    pending = tasks(core, 1, more=True)
+    core.steps += [
+        lambda: task_error(pending, 0, 5, started=0.0, ename="TaskAborted"),
+        lambda: pending.add_slots(1),
+        lambda: task_error(pending, 1, 5, started=0.0, ename="TaskAborted"),
+        pending.complete,
+    ]
+    assert pending.cancel() is True
+    assert not core.steps
+
+
+# -- very many --------------------------------------------------------------------------------------------
+
+MANY = 100_000
+
+
+def test_very_many_tasks_cost_nothing_before_they_end(core):
+    tracemalloc.start()
+    try:
+        pending = tasks(core, MANY)
+        task_ok(pending, MANY - 1, "last")
+        assert pending[-1] == "last"
+        assert pending.progress == (1, MANY)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(60)  # where anything takes time for each of all tasks, it takes hours
+def test_very_many_tasks_are_read_in_no_time(core):
+    pending = tasks(core, MANY)
+    parts = [pickle.dumps(None)]
+    record = Result("c0ffee-7", 5, "apply", "ok", 1.0, 2.0, 0, ())
+    for task in reversed(range(MANY)):
+        pending.deliver_result(record, parts, task)
+        pending.progress  # noqa: B018 -- takes its time, or does not
+    assert pending.result() == [None] * MANY
+    assert sum(1 for _ in pending) == MANY
+    assert all(pending[i] is None for i in range(MANY))
+    assert len(pending.stdout) == MANY
+
+
+@pytest.mark.timeout(60)
+def test_very_many_unknown_tasks_are_one_error(core):
+    pending = tasks(core, MANY)
+    record = Result("c0ffee-7", -1, "", "unknown", 0.0, 0.0, 0, ())
+    for task in range(MANY):
+        pending.deliver_result(record, [], task)
+    with pytest.raises(UnknownResult, match="c0ffee-7@0-99999"):
+        pending.result()

@@ -59,7 +59,7 @@ def test_every_command_is_handed_over_once_in_order_or_given_back(steps: list) -
             handed.append(waiting.pop(0))
         assert len(queue) == len(handed) + len(waiting)
         assert (queue.running.id if queue.running else None) == (handed[0] if handed else None)
-        assert [command.id for command in queue.queued] == handed[1:] + waiting
+        assert [command.id for command in queue.commands] == handed + waiting
         assert all(queue.waits(id) for id in waiting)
         assert not any(queue.waits(id) for id in handed)
     assert len(sent) == len(set(sent))

@@ -4,57 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ipython1.kernel.wire import segments
-from ipython1.kernel.wire.arena import Arena, Segment
+from ipython1.kernel.wire.arena import Arena
 from ipython1.kernel.wire.segments import PAGE, attach, host_token, sweep, user_folder
+from tests.unit.arenas import get, put
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory is used on Linux only")
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="ipython1-test-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def notes() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def arena(folder: Path, notes: list[str]) -> Iterator[Arena]:
-    made = Arena(folder, note=notes.append)
-    yield made
-    made.close()
-
-
-def put(arena: Arena, *data: Any) -> Segment:
-    segment = arena.put(data)
-    assert segment is not None
-    return segment
-
-
-def get(segment: Segment, folder: Path) -> list[memoryview]:
-    views = attach(segment.name, segment.ranges, folder)
-    assert views is not None
-    return views
 
 
 # -- clean-up after others ----------------------------------------------------------

@@ -10,9 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from ipython1.kernel.engine import kept as kept_module
-from ipython1.kernel.engine.mainloop import Job, MainLoop
+from ipython1.kernel.engine.jobs import AnyJob, Command
+from ipython1.kernel.engine.mainloop import MainLoop
 from ipython1.kernel.engine.output import OutputBuffer
-from ipython1.kernel.engine.service import RESULT_DELAY, EngineService
+from ipython1.kernel.engine.outbox import RESULT_DELAY
+from ipython1.kernel.engine.service import EngineService
 from ipython1.kernel.error import TaskAborted
 from ipython1.kernel.wire.codec import decode, decode_as, decode_failure, encode, pack, unpack_map
 from ipython1.kernel.wire.memory import MemoryDialer, MemoryLink
@@ -45,7 +47,7 @@ class Played:
         self.session: Session | None = None
         self.dialer = MemoryDialer(self.clock, lambda: self)  # type: ignore[arg-type,return-value]
         self.output = OutputBuffer(lambda: self.service.output_waits(), False)
-        self.loop = MainLoop(self._perform, lambda *job: self.service.job_done(*job))
+        self.loop: MainLoop[AnyJob] = MainLoop(self._perform, lambda *job: self.service.job_done(*job))
         identity = {"uuid": "u", "host": "h", "pid": 1, "nanny": "", "wanted": -1, "replaces": {}}
         self.service: EngineService = EngineService(
             self.clock, self.dialer, self.loop, self.output, identity, lambda id: None, lambda reason: None
@@ -53,12 +55,13 @@ class Played:
         self.service.start()
         self.turn()
 
-    def _perform(self, job: Job) -> list[Any]:
+    def _perform(self, job: AnyJob) -> list[Any]:
         self.service.job_started(job)
-        self.ran.append(job.submit.id)
-        self.output.begin(job.submit.id)
+        self.ran.append(job.id)
+        self.output.begin(job)
         self.output.write("stdout", "hello")
         self.output.end()
+        assert isinstance(job, Command)
         return [bytes(100_000) if job.submit.op == "large" else b"value"]
 
     def knock(self, raw: bytes, link: MemoryLink) -> tuple[bytes, Any]:
@@ -174,7 +177,7 @@ def test_what_was_dropped_for_want_of_room_does_not_run_again(
         "c-3": "ok",
     }
     assert played.ran == ["c-0", "c-1", "c-2", "d-1", "c-3"]
-    assert list(played.service._kept._ids) == ["c-0", "c-1"]
+    assert list(played.service._commands._kept._history._ids) == ["c-0", "c-1"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_what_was_dropped_for_want_of_room_does_not_run_again(
     [("p", "killed"), ("q", "replaced while there was no controller"), ("u", ""), ("", "")],
 )
 def test_what_another_process_may_have_run_is_not_run(played: Played, first: str, cause: str) -> None:
-    played.service._predecessor = {"uuid": "p", "cause": "killed", "output": ""}
+    played.service._commands._predecessor = {"uuid": "p", "cause": "killed", "output": ""}
     played.say(Submit("c-1", (4, 0), "apply", "", -1, 0.0, b"", (), ("x", first)))
     played.loop.run_ready()
     played.turn()
@@ -196,11 +199,11 @@ def test_what_another_process_may_have_run_is_not_run(played: Played, first: str
 
 
 def test_clients_whose_failures_are_remembered_are_named(played: Played) -> None:
-    played.service._failed_epoch["gone"] = 3
+    played.service._commands._failed_epoch["gone"] = 3
     played.restart()
     assert played.hellos[-1]["clients"] == ("gone",)
     played.say(Departed("gone"))
-    assert not played.service._failed_epoch
+    assert not played.service._commands._failed_epoch
 
 
 def test_a_link_that_is_back_asks_for_what_is_missing(played: Played) -> None:
@@ -221,14 +224,16 @@ def test_nothing_begins_after_the_end(played: Played) -> None:
     played.loop.run_ready()
     played.service.output_waits()
     assert played.ran == ["c-1"]
-    assert not [call for call in played.clock.getDelayedCalls() if call.func == played.service._send_output]
+    assert not [
+        call for call in played.clock.getDelayedCalls() if call.func == played.service._outbox._send_output
+    ]
 
 
 def test_who_cancels_what_runs_is_told_that_it_has_started(played: Played) -> None:
     played.say(submit("c-1"), submit("c-2"))
 
-    def perform(job: Job) -> list[Any]:
-        if job.submit.id == "c-1":
+    def perform(job: AnyJob) -> list[Any]:
+        if job.id == "c-1":
             played.say(Cancel(("c-1", "c-2"), (0,), "TaskAborted"))
         return [b"value"]
 
@@ -248,7 +253,7 @@ def test_results_go_together_while_the_next_command_runs(played: Played) -> None
     played.say(submit("c-1"), submit("c-2"), submit("c-3"))
     there: list[list[str]] = []
 
-    def perform(job: Job) -> list[Any]:
+    def perform(job: AnyJob) -> list[Any]:
         for pause in (RESULT_DELAY / 2, 0, 0):
             played.clock.advance(pause)
         there.append([result.id for result in played.results()])
@@ -271,20 +276,20 @@ def test_no_result_waits_for_the_next_command(played: Played, monkeypatch: pytes
 
     def has_next() -> bool:
         if played.ran == ["c-1"]:
-            played.service._finish_all()
+            played.service._outbox.flush()
         return real()
 
-    def perform(job: Job) -> list[Any]:
+    def perform(job: AnyJob) -> list[Any]:
         while hops:
             hops.pop(0)()
-        if job.submit.id == "c-3":
+        if job.id == "c-3":
             played.turn()
             there.extend(result.id for result in played.results())
-        played.ran.append(job.submit.id)
+        played.ran.append(job.id)
         return [b"value"]
 
     monkeypatch.setattr(played.loop, "has_next", has_next)
-    monkeypatch.setattr(played.service, "_hop", lambda f, *args: hops.append(lambda: f(*args)))
+    monkeypatch.setattr(played.service._outbox, "_hop", lambda f, *args: hops.append(lambda: f(*args)))
     played.loop._perform = perform
     played.loop.run_ready()
     assert there == ["c-1", "c-2"]
@@ -294,8 +299,8 @@ def test_no_result_waits_for_the_next_command(played: Played, monkeypatch: pytes
 def test_the_end_sends_the_results_that_wait(played: Played) -> None:
     played.say(submit("c-1"), submit("c-2"))
 
-    def perform(job: Job) -> list[Any]:
-        if job.submit.id == "c-2":
+    def perform(job: AnyJob) -> list[Any]:
+        if job.id == "c-2":
             played.service.stop()
             played.turn()
             there.extend(result.id for result in played.results())

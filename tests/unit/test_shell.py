@@ -18,12 +18,12 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from ipython1.kernel.engine import shell as module
+from ipython1.kernel.engine.failures import format_traceback
 from ipython1.kernel.engine.interactive import bundle
-from ipython1.kernel.engine.mainloop import Job, MainLoop, format_traceback
+from ipython1.kernel.engine.mainloop import Job, MainLoop
 from ipython1.kernel.engine.output import OutputBuffer, OutputStream
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.wire.codec import decode_failure
-from ipython1.kernel.wire.records import Submit
 
 
 class Engine:
@@ -418,7 +418,7 @@ def test_an_interrupt_ends_a_shell_command_and_what_it_started(engine, tmp_path)
         lambda job, status, parts: results.append((status, parts)),
     )
     results = []
-    loop.put(Job(Submit("a", (0,), "execute", "", -1, 0.0, b"", ()), []))
+    loop.put(Job("a", parts=[]))
 
     def interrupt():
         while not pid.exists():

@@ -1,4 +1,8 @@
-"""What has come of a command so far, engine by engine.
+"""What has come of a command so far, slot by slot.
+
+A *slot* is what a value is kept under: an engine id for a command that goes to
+engines, the number of a task for a map over the cluster. Nothing is kept for a
+slot until something comes for it.
 
 Storing and decoding are two things: the reactor thread stores, and the thread
 that first reads decodes, once.
@@ -7,9 +11,10 @@ that first reads decodes, once.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple, Union
 
 from ipython1.kernel.client.ids import format_id
@@ -26,12 +31,19 @@ _COMMANDS = frozenset({"execute", "run", "get_result"})
 
 
 class Output(NamedTuple):
-    """Something a command gave out: `kind` stdout, stderr, display, or end: the engine has finished."""
+    """Something a command gave out: `kind` stdout, stderr, display, or end: the slot has finished."""
 
     engine: int
     kind: str
     text: str = ""
     payload: Buffer = b""
+    #: Number of the task; None: the engine is the slot.
+    task: int | None = None
+
+    @property
+    def slot(self) -> int:
+        """What this is part of."""
+        return self.engine if self.task is None else self.task
 
     @property
     def display(self) -> dict[str, Any]:
@@ -39,41 +51,53 @@ class Output(NamedTuple):
         return display_data(self.payload)
 
 
-class FromEngine:
-    """What has come from one engine; `value`, `failure` and `error` only once it is decoded."""
+class FromSlot:
+    """What has come for one slot; `value`, `failure` and `error` only once it is decoded."""
 
     __slots__ = (
+        "completed",
         "decoded",
+        "engine",
         "error",
         "events",
         "failure",
+        "op",
         "outputs",
         "parts",
-        "progress",
-        "result",
         "size",
+        "started",
+        "status",
         "value",
     )
 
     def __init__(self) -> None:
         self.events = 0
         self.size = 0
-        self.outputs: list[Output] = []
-        self.progress = ""
-        self.result: Result | None = None
-        self.parts: Sequence[Buffer] = ()
+        self.outputs: list[Output] | None = None
+        #: Of the result. None: it is not here yet; empty once it is decoded.
+        self.parts: Sequence[Buffer] | None = None
         self.decoded = False
         self.value: Any = None
         self.failure: RemoteFailure | None = None
         self.error: CompositeError | None = None
 
+    def finish(self, result: Result, parts: Sequence[Buffer]) -> None:
+        """Keep what counts of a result: there may be very many."""
+        self.engine = result.engine
+        self.op = sys.intern(result.op)
+        self.status = sys.intern(result.status)
+        self.started = result.started
+        self.completed = result.completed
+        self.size += sum(map(len, parts))
+        self.parts = parts
+
     def text(self, kind: str) -> str:
         """All text of one kind."""
-        return "".join([output.text for output in self.outputs if output.kind == kind])
+        return "".join([output.text for output in self.outputs or () if output.kind == kind])
 
     def streamed(self) -> dict[str, Any]:
         """What came as events and belongs into the result of a command."""
-        displays = [output.display for output in self.outputs if output.kind == "display"]
+        displays = [output.display for output in self.outputs or () if output.kind == "display"]
         streams = {"stdout": self.text("stdout"), "stderr": self.text("stderr"), "outputs": displays}
         return {key: value for key, value in streams.items() if value}
 
@@ -87,22 +111,30 @@ class Arrivals:
         For messages.
     method : str
         The call, for messages.
-    targets : tuple of int
-        Each once.
+    slots : sequence of int
+        Each once. Only a `range` can grow.
     """
 
-    def __init__(self, command_id: str, method: str, targets: tuple[int, ...]) -> None:
+    def __init__(self, command_id: str, method: str, slots: Sequence[int]) -> None:
         self._command_id = command_id
         self._method = method
-        self.engines = {target: FromEngine() for target in targets}
-        if len(self.engines) < len(targets):
-            raise ValueError(f"a target occurs twice in {targets}")
+        numbered = isinstance(slots, range)
+        #: In the order of the values.
+        self.slots: Sequence[int] = slots if numbered else tuple(slots)
+        self._known: Container[int] = slots if numbered else frozenset(slots)
+        if not numbered and len(set(self.slots)) < len(self.slots):
+            raise ValueError(f"a target occurs twice in {slots}")
+        self._sources: dict[int, FromSlot] = {}
         #: Guards what is stored.
         self.guard = threading.Lock()
-        #: Engines that have finished, in the order they did.
+        #: Slots that have finished, in the order they did.
         self.finished: list[int] = []
+        #: Of the slots that have finished: how many failed, and the seconds of work by the engines' clocks.
+        self.failed = 0
+        self.serial_time = 0.0
         #: All output, in the order it came.
         self.log: list[Output] = []
+        self._progress: dict[int, str] = {}
         self._published_parts: list[Sequence[Buffer]] = []
         #: Guards what is decoded. Unpickling may run anything, even code that reads this result.
         self.decoding = threading.RLock()
@@ -110,66 +142,101 @@ class Arrivals:
 
     # -- reactor thread: quick, nothing is unpickled ------------------------------------
 
-    def event(self, event: Event, parts: Sequence[Buffer]) -> bool:
+    def event(self, event: Event, parts: Sequence[Buffer], task: int | None = None) -> bool:
         """Store an event; False where it was here before, or leaves a gap."""
         with self.guard:
-            source = self.engines.get(event.engine)
-            if source is None or source.result is not None or event.index != source.events:
+            slot = event.engine if task is None else task
+            source = self._source(slot)
+            if source is None or event.index != source.events:
                 return False
             source.events += 1
             source.size += len(event.text) + sum(map(len, parts))
             if event.kind == "progress":
-                source.progress = event.text  # only the last one counts
+                self._progress[slot] = event.text  # only the last one counts
             elif event.kind == "publish":
                 self._published_parts.append(parts)
             elif event.kind != "started":
-                output = Output(event.engine, event.kind, event.text, parts[0] if parts else b"")
+                output = Output(event.engine, event.kind, event.text, parts[0] if parts else b"", task)
+                if source.outputs is None:
+                    source.outputs = []
                 source.outputs.append(output)
                 self.log.append(output)
             return True
 
-    def result(self, result: Result, parts: Sequence[Buffer]) -> bool:
-        """Store the end of the command on one engine; False where it was here before."""
+    def result(self, result: Result, parts: Sequence[Buffer], task: int | None = None) -> bool:
+        """Store the end of the command for one slot; False where it was here before."""
         with self.guard:
-            source = self.engines.get(result.engine)
-            if source is None or source.result is not None:
+            slot = result.engine if task is None else task
+            source = self._source(slot)
+            if source is None:
                 return False
-            source.result, source.parts = result, parts
-            source.size += sum(map(len, parts))
-            self.finished.append(result.engine)
-            self.log.append(Output(result.engine, "end"))
+            source.finish(result, parts)
+            self.failed += result.status != "ok"
+            if result.started:
+                self.serial_time += result.completed - result.started
+            self.finished.append(slot)
+            self.log.append(Output(result.engine, "end", "", b"", task))
             return True
+
+    def restart(self, slot: int) -> None:
+        """A task is tried again: drop what the last attempt gave out, but for what was shown already."""
+        with self.guard:
+            if not self.has(slot):
+                self._sources.pop(slot, None)
+                self._progress.pop(slot, None)
+
+    def _source(self, slot: int) -> FromSlot | None:
+        """Where to store what comes for a slot, unless it has finished or is not ours."""
+        source = self._sources.get(slot)
+        if source is None:
+            if slot not in self._known:
+                return None
+            source = self._sources[slot] = FromSlot()
+        return source if source.parts is None else None
+
+    def add(self, n: int) -> range:
+        """Append `n` slots; the caller holds the guard."""
+        assert isinstance(self.slots, range)
+        new = range(self.slots.stop, self.slots.stop + n)
+        self.slots = self._known = range(self.slots.start, new.stop)
+        return new
 
     # -- any thread: reading ----------------------------------------------------------------
 
     @property
     def missing(self) -> int:
-        """Engines that have not finished."""
-        return len(self.engines) - len(self.finished)
+        """Slots that have not finished."""
+        return len(self.slots) - len(self.finished)
 
-    def decode(self, engine: int) -> FromEngine:
-        """What has come from `engine`, which has finished, with its value or failure."""
-        source = self.engines[engine]
-        with self.decoding:
-            if not source.decoded:
-                source.value, source.failure = self._decoded(engine, source)
-                source.parts = ()
-                source.decoded = True
+    def has(self, slot: int) -> bool:
+        """Whether a slot has finished."""
+        source = self._sources.get(slot)
+        return source is not None and source.parts is not None
+
+    def decode(self, slot: int) -> FromSlot:
+        """What has come for `slot`, which has finished, with its value or failure."""
+        source = self._sources[slot]
+        if not source.decoded:
+            with self.decoding:
+                if not source.decoded:
+                    source.value, source.failure = self._decoded(source)
+                    source.parts = ()
+                    source.decoded = True
         return source
 
-    def _decoded(self, engine: int, source: FromEngine) -> tuple[Any, RemoteFailure | None]:
-        result = source.result
-        assert result is not None
-        if result.status == "unknown":
-            facts = {"id": format_id(self._command_id, self.engines)}
+    def _decoded(self, source: FromSlot) -> tuple[Any, RemoteFailure | None]:
+        engine, parts = source.engine, source.parts
+        assert parts is not None
+        if source.status == "unknown":
+            facts = {"id": format_id(self._command_id, self.slots)}
             text = str(UnknownResult(**facts))
             return None, RemoteFailure("UnknownResult", text, "", b"", facts, engine, self._method)
         try:
-            if result.status != "ok":
-                return None, decode_failure(source.parts[0], engine, self._method)  # type: ignore[arg-type]
-            value = objects.loads(source.parts)
-            if result.op in _COMMANDS:
-                times = {"started": result.started, "completed": result.completed}
+            if source.status != "ok":
+                return None, decode_failure(parts[0], engine, self._method)  # type: ignore[arg-type]
+            value = objects.loads(parts)
+            if source.op in _COMMANDS:
+                times = {"started": source.started, "completed": source.completed}
                 value = make_result(engine, value, source.streamed(), size=source.size, **times)
             return value, None
         except Exception as error:  # noqa: BLE001 -- unpickling runs code of users, anything may come out of it
@@ -177,9 +244,9 @@ class Arrivals:
             trace = traceback.format_exc()
             return None, RemoteFailure("SerializationError", text, trace, b"", {}, engine, self._method)
 
-    def error_of(self, engine: int) -> CompositeError:
-        """The error of one engine that failed and is decoded; always the same object."""
-        source = self.engines[engine]
+    def error_of(self, slot: int) -> CompositeError:
+        """The error of one slot that failed and is decoded; always the same object."""
+        source = self._sources[slot]
         with self.decoding:
             if source.error is None:
                 assert source.failure is not None
@@ -199,22 +266,13 @@ class Arrivals:
             return list(self._published)
 
     def texts(self, kind: str) -> list[str]:
-        """What each target has written so far."""
+        """What has been written so far, by slot."""
         with self.guard:
-            return [source.text(kind) for source in self.engines.values()]
+            sources = [self._sources.get(slot) for slot in self.slots]
+            return ["" if source is None else source.text(kind) for source in sources]
 
     def progress(self) -> dict[int, dict[str, Any]]:
-        """What code on engines last told of its progress, by engine."""
-        return {
-            engine: json.loads(source.progress) for engine, source in self.engines.items() if source.progress
-        }
-
-    def serial_time(self) -> float:
-        """Seconds of work, by the engines' clocks."""
-        results = [source.result for source in self.engines.values() if source.result is not None]
-        return sum(result.completed - result.started for result in results if result.started)
-
-    def failed(self) -> int:
-        """Engines that have failed."""
-        results = [source.result for source in self.engines.values() if source.result is not None]
-        return sum(result.status != "ok" for result in results)
+        """What running code last told of its progress, by slot."""
+        with self.guard:
+            told = self._progress.copy()
+        return {slot: json.loads(text) for slot, text in told.items()}

@@ -9,39 +9,35 @@ from __future__ import annotations
 import contextlib
 import itertools
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from ipython1.kernel.client.batches import Batches
 from ipython1.kernel.client.bridge import IBridge
+from ipython1.kernel.client.forgetting import Forgetting
+from ipython1.kernel.client.incoming import Incoming, Outstanding
 from ipython1.kernel.client.pending import PendingResult
-from ipython1.kernel.error import (
-    ClientClosed,
-    ConnectionFailed,
-    EngineDied,
-    IPython1Error,
-    RemoteFailure,
-    SerializationError,
-)
+from ipython1.kernel.client.questions import Questions
+from ipython1.kernel.client.taskpending import TaskPending
+from ipython1.kernel.error import ClientClosed, ConnectionFailed, IPython1Error, SerializationError
 from ipython1.kernel.interfaces import IDialer
-from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
-from ipython1.kernel.wire.codec import decode_failure, encode_failure, pack, unpack, unpack_map
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore
+from ipython1.kernel.wire.codec import pack, unpack_map
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
     Answer,
     Ask,
-    BlobRef,
     Cancel,
     Chunk,
     Engines,
     Event,
     Fetch,
-    Forget,
     Grant,
     Interrupt,
+    Outcomes,
     Record,
     Result,
     Submit,
@@ -53,56 +49,6 @@ from ipython1.kernel.wire.shared import SharedMemory
 ARGS_LIMIT = 2 * 1024 * 1024
 #: Seconds a client looks for a controller that was there before.
 CONTROLLER_GRACE = 60.0
-#: Results may be told as received together: after so many seconds, or so many of them.
-FORGET_DELAY = 0.1
-FORGET_COUNT = 200
-#: Of these records, the last ones: they may be lost with a controller.
-FORGETS_KEPT = 50
-#: Questions that are orders: not asked again of a new controller, which may obey a second time.
-ORDERS = frozenset({"signal", "restart", "kill"})
-
-
-@dataclass(slots=True)
-class _Outstanding:
-    """A command on its way: what to send again should the controller forget it."""
-
-    pending: PendingResult
-    submits: list[Submit] = field(default_factory=list)
-    fetched: Fetch | None = None
-    left: set[int] = field(default_factory=set)
-    blobs: dict[str, memoryview] = field(default_factory=dict)
-    #: Events delivered, by engine.
-    events: dict[int, int] = field(default_factory=dict)
-    #: Records per engine that wait for their blobs, by number: of an event its
-    #: index, of the result the next one.
-    arriving: dict[int, dict[int, _Arrival]] = field(default_factory=dict)
-    #: The user's word to end it.
-    end: Cancel | Interrupt | None = None
-    #: The engine table as it was when this went out; None: it has not gone out yet.
-    engines: tuple[dict[str, Any], ...] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Arrival:
-    record: Event | Result
-    parts: list[Buffer] | None = None
-
-    def lost(self, error: Exception) -> None:
-        """Its parts cannot be had: what stands in its place."""
-        record = self.record
-        if isinstance(record, Event):
-            self.record = replace(
-                record, kind="stderr", text=f"\n(Some output is missing: {error}.)\n", parts=()
-            )
-            self.parts = []
-            return
-        if isinstance(error, MemoryError):
-            failure = RemoteFailure("MemoryError", f"the result cannot be received: {error}")
-        else:
-            facts: dict[str, Any] = {"engine": record.engine, "cause": str(error), "output": ""}
-            failure = RemoteFailure("EngineDied", str(EngineDied(**facts)), facts=facts)
-        self.record = replace(record, status="error", parts=())
-        self.parts = [encode_failure(failure)]
 
 
 class ClientCore:
@@ -141,11 +87,7 @@ class ClientCore:
         self._failures: list[tuple[int, str, str]] = []
         self._failures_before = 0
         self._listeners: list[Callable[[], None]] = []
-        self._outstanding: dict[str, _Outstanding] = {}
-        self._questions: dict[str, tuple[Ask, Future[Any]]] = {}
-        self._forgets: dict[Targets, list[str]] = {}
-        self._forgets_sent: deque[Forget] = deque(maxlen=FORGETS_KEPT)
-        self._forget_call: Any = None
+        self._outstanding: dict[str, Outstanding] = {}
         self._error: Exception | None = None  # why users can send nothing any more
         self._ended = False  # nothing is sent any more, not even what came before the close
         self._opened: Future[None] = Future()
@@ -161,11 +103,18 @@ class ClientCore:
             grace=CONTROLLER_GRACE,
         )
         self._blobs = ChunkStore(self._connection.send, shared, clock)
+        self.tasks = Batches(clock, bridge, self._blobs, self._connection.send, self.new_id)
+        self._forgetting = Forgetting(clock, self.client_id, self._connection.send)
+        self._questions = Questions(self._connection.send)
+        self._incoming = Incoming(
+            self._outstanding, self._blobs, self._connection.send, self._forgetting.plan, self._result_here
+        )
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
-            Result: self._arrived,
-            Event: self._arrived,
+            Result: self._incoming.arrived,
+            Event: self._event,
+            Outcomes: self.tasks.outcomes,
             Engines: self._table,
-            Answer: self._answer,
+            Answer: self._questions.answered,
             Chunk: self._blobs.chunk_received,
             Grant: self._blobs.grant_received,
         }
@@ -241,7 +190,7 @@ class ClientCore:
         """Send a command, as one record a distinct payload. Returns at once; everything is copied."""
         self.check_usable()
         id = pending.command_id
-        out = _Outstanding(pending)
+        out = Outstanding(pending)
         packed = pack(args)
         if len(packed) > ARGS_LIMIT:
             raise SerializationError(what="The list of arguments", reason=f"it has {len(packed)} bytes")
@@ -263,11 +212,14 @@ class ClientCore:
         self.check_usable()
         id = pending.command_id
         self.pending[id] = pending
-        out = _Outstanding(pending, fetched=Fetch(id, tuple(targets)), left=set(targets))
+        out = Outstanding(pending, fetched=Fetch(id, tuple(targets)), left=set(targets))
         self._bridge.submit(self._send, out)
 
     def abort(self, pending: PendingResult, interrupt: bool = False, reason: str = "TaskAborted") -> None:
-        """Take a command out of the queues; where it runs, interrupt it if asked to."""
+        """Take a command or tasks out of the queues; where they run, interrupt them if asked to."""
+        if isinstance(pending, TaskPending):
+            self.tasks.withdraw(pending.command_id, pending.unfinished, interrupt)
+            return
         id, targets = pending.command_id, tuple(pending.targets)
         if interrupt:
             self._bridge.submit(self._send_end, Interrupt(targets, id))
@@ -292,7 +244,7 @@ class ClientCore:
 
     # -- sending -----------------------------------------------------------------------------
 
-    def _send(self, out: _Outstanding) -> None:
+    def _send(self, out: Outstanding) -> None:
         if self._ended:
             self._release(out)
             self._fail(out, self._error or ClientClosed())
@@ -304,7 +256,7 @@ class ClientCore:
             self._connection.send(submit)
         self._send_rest(out)
 
-    def _send_again(self, out: _Outstanding) -> None:
+    def _send_again(self, out: Outstanding) -> None:
         """A controller does not know us: send what is unresolved, and who has it."""
         uuids = {engine["id"]: engine["uuid"] for engine in out.engines or ()}
         for submit in out.submits:
@@ -316,13 +268,13 @@ class ClientCore:
         if out.end is not None:
             self._connection.send(out.end)
 
-    def _send_rest(self, out: _Outstanding) -> None:
+    def _send_rest(self, out: Outstanding) -> None:
         if out.fetched is not None:
             self._connection.send(Fetch(out.fetched.id, tuple(out.left)))
         for blob, data in out.blobs.items():
             self._blobs.offer(blob, data)
 
-    def _release(self, out: _Outstanding) -> None:
+    def _release(self, out: Outstanding) -> None:
         for blob in out.blobs:
             self._blobs.release(blob)
 
@@ -337,8 +289,7 @@ class ClientCore:
         if self._ended:
             future.set_exception(self._error or ClientClosed())
             return
-        self._questions[ask.id] = (ask, future)
-        self._connection.send(ask)
+        self._questions.ask(ask, future)
 
     def _open(self) -> None:
         # A program may end right after its last call: what it sent still goes out.
@@ -364,15 +315,9 @@ class ClientCore:
             self._failures_before = 0
             for out in list(self._outstanding.values()):
                 self._send_again(out)
-            for forget in self._forgets_sent:
-                self._connection.send(forget)
-            for ask, future in list(self._questions.values()):
-                if ask.what in ORDERS:
-                    del self._questions[ask.id]
-                    reason = f"it was restarted before it answered {ask.what!r}"
-                    future.set_exception(ConnectionFailed(address=self.address, reason=reason))
-                else:
-                    self._connection.send(ask)
+            self.tasks.send_again()
+            self._forgetting.send_again()
+            self._questions.ask_again(self.address)
         for out in self._outstanding.values():
             if out.engines is None:
                 out.engines = self._engines
@@ -386,7 +331,8 @@ class ClientCore:
             self._opened.set_exception(self._error)
 
     def _close(self) -> None:
-        self._flush_forgets()
+        self._forgetting.flush()
+        self.tasks.flush_taken()
         self._end()
         if not self._opened.done():
             self._opened.set_exception(ClientClosed())
@@ -404,16 +350,13 @@ class ClientCore:
         for out in list(self._outstanding.values()):
             self._fail(out, error)
         self._outstanding.clear()
-        for _, future in self._questions.values():
-            future.set_exception(error)
-        self._questions.clear()
-        if self._forget_call is not None:
-            self._forget_call.cancel()
-            self._forget_call = None
+        self.tasks.fail(error)
+        self._questions.fail(error)
+        self._forgetting.stop()
         for listener in list(self._listeners):
             listener()
 
-    def _fail(self, out: _Outstanding, reason: Exception) -> None:
+    def _fail(self, out: Outstanding, reason: Exception) -> None:
         self.pending.pop(out.pending.command_id, None)
         out.pending.fail(reason)
 
@@ -424,6 +367,12 @@ class ClientCore:
         if handler is not None:
             handler(record)
 
+    def _event(self, event: Event) -> None:
+        if "#" in event.id:
+            self.tasks.event(event)
+        else:
+            self._incoming.arrived(event)
+
     def _table(self, record: Engines) -> None:
         self._take_table(unpack_map(record.table))
 
@@ -433,114 +382,15 @@ class ClientCore:
         for listener in list(self._listeners):
             listener()
 
-    def _answer(self, answer: Answer) -> None:
-        ask, future = self._questions.pop(answer.id, (None, None))
-        if ask is None or future is None:
-            return
-        if answer.ok:
-            future.set_result(unpack(answer.body))
-        else:
-            future.set_exception(decode_failure(answer.body, -1, ask.what).exception())
-
-    def _arrived(self, record: Event | Result) -> None:
-        """Take a record, or hold it until its blobs and those before it are here."""
-        out = self._outstanding.get(record.id)
-        if out is None or record.engine not in out.left:
-            self._refuse_blobs(record)
-            if isinstance(record, Result):
-                self._plan_forget(record)
-            return
-        waiting = out.arriving.setdefault(record.engine, {})
-        if isinstance(record, Event):
-            number, known = record.index, out.events.get(record.engine, 0)
-            if not known <= number <= known + len(waiting):  # seen, or after a gap: a replay follows
-                self._refuse_blobs(record)
-                return
-        else:
-            number = record.events
-        if number in waiting and waiting[number].record == record:  # a replay of what is on its way here
-            for part in record.parts:
-                if isinstance(part, BlobRef):
-                    self._blobs.ask_again(part.blob)
-            return
-        if any(later >= number for later in waiting):  # the engine died, with what was on its way
-            self._refuse_all(waiting)
-        arrival = waiting[number] = _Arrival(record)
-
-        def complete(parts: list[Buffer]) -> None:
-            arrival.parts = parts
-            self._complete(out, waiting)
-
-        def failed(error: Exception) -> None:
-            arrival.lost(error)
-            self._complete(out, waiting)
-
-        gather_parts(self._blobs, record.parts, complete, failed)
-
-    def _complete(self, out: _Outstanding, waiting: dict[int, _Arrival]) -> None:
-        """Deliver what is whole, up to the first that is not."""
-        while waiting:
-            number, first = next(iter(waiting.items()))
-            if first.parts is None:
-                return
-            del waiting[number]
-            if isinstance(first.record, Result):
-                self._deliver(out, first.record, first.parts)
-            else:
-                out.events[first.record.engine] = number + 1
-                out.pending.deliver_event(first.record, first.parts)
-
-    def _deliver(self, out: _Outstanding, result: Result, parts: list[Buffer]) -> None:
-        if result.events > out.events.get(result.engine, 0):
-            # Events were lost with an earlier controller: the engine tells them again.
-            self._connection.send(Fetch(result.id, (result.engine,)))
-            return
+    def _result_here(self, out: Outstanding, result: Result) -> None:
         if result.status != "ok":
             self.epoch += 1
-        out.left.discard(result.engine)
-        self._plan_forget(result)
         if not out.left:
             self.pending.pop(result.id, None)
             self._drop(result.id)
-        out.pending.deliver_result(result, parts)
 
     def _drop(self, id: str) -> None:
         out = self._outstanding.pop(id, None)
         if out is not None:
             self._release(out)
-            for waiting in out.arriving.values():
-                self._refuse_all(waiting)
-
-    def _refuse_all(self, waiting: dict[int, _Arrival]) -> None:
-        for arrival in waiting.values():
-            self._refuse_blobs(arrival.record)
-        waiting.clear()
-
-    def _refuse_blobs(self, record: Event | Result) -> None:
-        for part in record.parts:
-            if isinstance(part, BlobRef):
-                self._blobs.drop(part.blob)
-                self._connection.send(Grant(part.blob, -1))
-
-    # -- telling engines what need not be kept --------------------------------------------------------
-
-    def _plan_forget(self, result: Result) -> None:
-        if result.id.partition("-")[0] != self.client_id:
-            return  # another client's: it says so itself
-        ids = self._forgets.setdefault((result.engine,), [])
-        ids.append(result.id)
-        large = any(isinstance(part, BlobRef) for part in result.parts)
-        if large or len(ids) >= FORGET_COUNT:
-            self._flush_forgets()
-        elif self._forget_call is None:
-            self._forget_call = self._clock.callLater(FORGET_DELAY, self._flush_forgets)
-
-    def _flush_forgets(self) -> None:
-        if self._forget_call is not None and self._forget_call.active():
-            self._forget_call.cancel()
-        self._forget_call = None
-        forgets, self._forgets = self._forgets, {}
-        for targets, ids in forgets.items():
-            forget = Forget(tuple(ids), targets)
-            self._forgets_sent.append(forget)
-            self._connection.send(forget)
+            self._incoming.drop(out)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_ID = re.compile(r"([^@\s]+)@(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
+#: What stands between the command and its engines, or a batch and its tasks.
+ENGINES, TASKS = "@", "#"
+_ID = re.compile(r"([^@#\s]+)([@#])(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
 
 
-def format_id(command_id: str, targets: Iterable[int]) -> str:
-    """The id of a result, with its targets in ranges: ``'5f3a-7@0-3,7'``."""
+def format_id(command_id: str, targets: Iterable[int], kind: str = ENGINES) -> str:
+    """The id of a result, with its targets in ranges: ``'5f3a-7@0-3,7'``, of tasks ``'5f3a-7#0-3,7'``."""
+    if isinstance(targets, range) and targets.step == 1 and len(targets) > 1:
+        return f"{command_id}{kind}{targets[0]}-{targets[-1]}"
     runs: list[list[int]] = []
     for target in targets:
         if runs and runs[-1][1] + 1 == target:
@@ -17,7 +21,7 @@ def format_id(command_id: str, targets: Iterable[int]) -> str:
         else:
             runs.append([target, target])
     ranges = (f"{first}-{last}" if last > first else str(first) for first, last in runs)
-    return f"{command_id}@{','.join(ranges)}"
+    return f"{command_id}{kind}{','.join(ranges)}"
 
 
 def parse_id(id: str) -> tuple[str, tuple[int, ...]]:
@@ -32,9 +36,9 @@ def parse_id(id: str) -> tuple[str, tuple[int, ...]]:
     if match is None:
         raise ValueError(f"{id!r} is not the id of a result; give what PendingResult.id says")
     targets: list[int] = []
-    for run in filter(None, (match[2] or "").split(",")):
+    for run in filter(None, (match[3] or "").split(",")):
         first, _, last = run.partition("-")
         targets += range(int(first), int(last or first) + 1)
-    if format_id(match[1], targets) != id or len(set(targets)) < len(targets):
+    if format_id(match[1], targets, match[2]) != id or len(set(targets)) < len(targets):
         raise ValueError(f"{id!r} is not the id of a result; give what PendingResult.id says")
     return match[1], tuple(targets)

@@ -261,7 +261,7 @@ def _label(op: str, names: Sequence[str]) -> str:
 def _dump_values(ns: Mapping[str, Any]) -> list[Any]:
     """The values as parts; an error names the one that can't be sent."""
     try:
-        return objects.dumps(dict(ns), "the namespace")
+        return objects.dumps(dict(ns), "the namespace", own=1)
     except SerializationError:
         for name, value in ns.items():
             objects.dumps(value, f"the value of {name!r}")

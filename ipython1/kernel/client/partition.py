@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, pairwise, zip_longest
+from itertools import accumulate, chain, pairwise, zip_longest
 from typing import Any
+
+from ipython1.kernel.client.joined import join_plain
 
 #: The distributions.
 DISTRIBUTIONS = ("b", "r")
@@ -157,11 +159,30 @@ def _join_arrays(parts: list[Any], dist: str) -> Any:
     ]
     # np.array([]) on an engine without items would turn everybody's ints into floats.
     arrays = [array for array in arrays if len(array)] or arrays[:1]
+    whole = join_plain(arrays, _places(arrays, dist)) if dist == "b" or _dealt_out(arrays) else None
+    if whole is not None:
+        return whole
     masked = any(isinstance(array, numpy.ma.MaskedArray) for array in arrays)
     whole = numpy.ma.concatenate(arrays) if masked else numpy.concatenate(arrays)
     if all(_is(part, "numpy", "recarray", "record") for part in parts):
         whole = whole.view(numpy.recarray)
     return whole if dist == "b" else whole[_round_robin_order(arrays)]
+
+
+def _places(arrays: list[Any], dist: str) -> list[slice]:
+    """Where in the whole the items of each stand."""
+    lengths = [len(array) for array in arrays]
+    if dist == "r":
+        return slices(sum(lengths), len(arrays), dist)
+    return [slice(stop - length, stop) for stop, length in zip(accumulate(lengths), lengths, strict=True)]
+
+
+def _dealt_out(arrays: list[Any]) -> bool:
+    """Whether the lengths are those of parts made by round robin."""
+    lengths = [len(array) for array in arrays]
+    return all(longer - 1 <= lengths[-1] <= longer for longer in lengths) and lengths == sorted(
+        lengths, reverse=True
+    )
 
 
 def _with_masked_items(parts: list[Any]) -> list[Any]:

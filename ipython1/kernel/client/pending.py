@@ -1,51 +1,34 @@
 """`PendingResult`: what comes of a command, from the moment it is sent.
 
-The reactor thread only stores what arrives (`Arrivals`). It is decoded once,
-in the thread that first reads it, so that rebuilding large objects, and code
-of users that runs meanwhile, never holds up the connection.
+The reactor thread only stores what arrives (`Arrivals`) and says when it is all
+there (`Completion`). It is decoded once, in the thread that first reads it, so
+that rebuilding large objects, and code of users that runs meanwhile, never
+holds up the connection.
 """
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import contextlib
 import functools
+import itertools
 import operator
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from ipython1.kernel.client import streaming
-from ipython1.kernel.client.arrivals import Arrivals, Buffer, Output
+from ipython1.kernel.client import awaiting, streaming
+from ipython1.kernel.client.arrivals import Arrivals, Output
 from ipython1.kernel.client.callbacks import CallbackChain
+from ipython1.kernel.client.completion import Completion, Core
 from ipython1.kernel.client.ids import format_id, parse_id
-from ipython1.kernel.error import (
-    CompositeError,
-    IPython1Error,
-    RemoteFailure,
-    SerializationError,
-    TaskAborted,
-    UnknownResult,
-)
-from ipython1.kernel.wire.records import Event, Result
+from ipython1.kernel.error import CompositeError, RemoteFailure, SerializationError, UnknownResult
 
 __all__ = ["PendingResult", "format_id", "parse_id"]
 
 
-class Core(Protocol):
-    """What a `PendingResult` needs of its client; see `ClientCore`."""
-
-    def wait(self, future: concurrent.futures.Future[Any], timeout: float | None) -> None: ...
-
-    def call_user(self, f: Callable[..., Any], *args: Any) -> None: ...
-
-    def abort(self, pending: PendingResult, interrupt: bool = False) -> None: ...
-
-
-class PendingResult(concurrent.futures.Future[Any]):
+class PendingResult(Completion):
     """The result of a command, now or later.
 
     A `concurrent.futures.Future`, and awaitable: in an asyncio task, and in
@@ -64,10 +47,13 @@ class PendingResult(concurrent.futures.Future[Any]):
     method : str
         The call, for messages.
     targets : sequence of int
-        Engines the command goes to, each once; may be empty.
+        What values are kept under, each once; may be empty. The ids of the
+        engines that the command goes to, or a `range` of the numbers of tasks.
     finish : callable, optional
         Makes the result out of the list of values, one a target. Without it
         that list is the result.
+    more : bool
+        More tasks may be added with `add_slots`, until `complete` is called.
     """
 
     def __init__(
@@ -77,28 +63,17 @@ class PendingResult(concurrent.futures.Future[Any]):
         method: str,
         targets: Sequence[int],
         finish: Callable[[list[Any]], Any] | None = None,
+        *,
+        more: bool = False,
     ) -> None:
-        super().__init__()
-        self._core = core
         self.command_id = id
         self.method = method
-        self.targets = tuple(targets)
         self._finish = finish
-        self._arrivals = Arrivals(id, method, self.targets)
-        self._submitted = time.monotonic()
-        self._over_at: float | None = None
-        #: Guards what follows, up to the settled result.
-        self._guard = self._arrivals.guard
-        self._broken: Exception | None = None
-        self._over = False
-        self._verdict: concurrent.futures.Future[bool] | None = None
-        self._news: concurrent.futures.Future[None] | None = None
-        self._listeners: tuple[Callable[[], None], ...] = ()
         self._callbacks: CallbackChain | None = None
         self._settled = False
         self._value: Any = None
         self._error: Exception | None = None
-        self._finish_if_over()
+        super().__init__(core, Arrivals(id, method, targets), more)
 
     def __reduce__(self) -> Any:
         raise SerializationError(
@@ -107,73 +82,12 @@ class PendingResult(concurrent.futures.Future[Any]):
             "or .id for get_pending() of another client",
         )
 
-    # -- what arrives: reactor thread --------------------------------------------------------
-
-    def deliver_event(self, event: Event, parts: Sequence[Buffer]) -> None:
-        """Take something the command gave out. What came before, or leaves a gap, is ignored."""
-        if not self._over and self._arrivals.event(event, parts):
-            self._mark_running()
-            self._decide_cancel()
-            self._tell()
-
-    def deliver_result(self, result: Result, parts: Sequence[Buffer]) -> None:
-        """Take the end of the command on one engine; the last one makes this Future done."""
-        if not self._over and self._arrivals.result(result, parts):
-            if result.started:
-                self._mark_running()
-            self._decide_cancel()
-            self._finish_if_over()
-            self._tell()
-
-    def fail(self, error: Exception) -> None:
-        """Nothing will come any more, because of `error`."""
-        with self._guard:
-            if self._over:
-                return
-            self._broken = error
-        self._decide_cancel()
-        self._finish_if_over()
-
-    def _mark_running(self) -> None:
-        if not self._over and not self.running():
-            self.set_running_or_notify_cancel()
-
-    def _finish_if_over(self) -> None:
-        with self._guard:
-            unfinished = self._arrivals.missing and self._broken is None
-            if self._over or self._verdict is not None or unfinished:
-                return
-            self._over = True
-        self.set_result(None)  # the value comes when it is read
-        self._announce()
-
-    def _announce(self) -> None:
-        """The state is final: tell everyone who waits."""
-        self._over_at = time.monotonic()
-        with self._guard:
-            listeners, self._listeners = self._listeners, ()
-        for listener in listeners:
-            listener()
-        self._tell()
-        if self._callbacks:
-            self._core.call_user(self._callbacks.run, self)
-
-    def _tell(self) -> None:
-        """Wake those who wait for the next thing to arrive."""
-        with self._guard:
-            news, self._news = self._news, None
-        if news is not None:
-            news.set_result(None)
-
-    def _when_over(self, listener: Callable[[], None]) -> None:
-        """Call `listener` (quick) once this is done: in the reactor thread, or now."""
-        with self._guard:
-            if not self.done():
-                self._listeners += (listener,)
-                return
-        listener()
-
     # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def targets(self) -> Sequence[int]:
+        """What the values are kept under, in their order: engine ids, or numbers of tasks."""
+        return self._arrivals.slots
 
     @property
     def id(self) -> str:
@@ -203,11 +117,12 @@ class PendingResult(concurrent.futures.Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `result` raises, or None; waits for it."""
-        if not self.done():
-            self._core.wait(self, timeout)
-        if self.cancelled():
-            raise concurrent.futures.CancelledError()
-        self._settle()
+        if not self._settled:
+            if not self.done():
+                self._core.wait(self, timeout)
+            if self.cancelled():
+                raise concurrent.futures.CancelledError()
+            self._settle()
         return self._error
 
     def _settle(self) -> None:
@@ -218,25 +133,32 @@ class PendingResult(concurrent.futures.Future[Any]):
             if self._broken is not None:
                 self._error = self._broken
             else:
-                sources = {engine: self._arrivals.decode(engine) for engine in self.targets}
-                failures = [source.failure for source in sources.values() if source.failure is not None]
-                good = {engine: source.value for engine, source in sources.items() if source.failure is None}
                 try:
-                    if failures:
-                        self._error = self._make_error(failures, good)
-                    else:
-                        values = list(good.values())
-                        self._value = values if self._finish is None else self._finish(values)
+                    self._take_values()
                 except Exception as error:  # noqa: BLE001 -- e.g. arrays that do not fit together
                     self._error = error
             self._settled = True
 
+    def _take_values(self) -> None:
+        sources = [self._arrivals.decode(slot) for slot in self.targets]
+        failures = [source.failure for source in sources if source.failure is not None]
+        if failures:
+            good = {
+                slot: source.value
+                for slot, source in zip(self.targets, sources, strict=True)
+                if source.failure is None
+            }
+            self._error = self._make_error(failures, good)
+        else:
+            values = [source.value for source in sources]
+            self._value = values if self._finish is None else self._finish(values)
+
     def _make_error(self, failures: list[RemoteFailure], good: dict[int, Any]) -> Exception:
-        """The error of this result, where engines failed."""
-        if len(failures) == len(self.targets) and all(
-            failure.ename == "UnknownResult" and failure.facts.get("id") == self.id for failure in failures
-        ):
-            return UnknownResult(id=self.id)
+        """The error of this result, where something failed."""
+        if not good:
+            id = self.id
+            if all(f.ename == "UnknownResult" and f.facts.get("id") == id for f in failures):
+                return UnknownResult(id=id)
         return CompositeError(self.method, failures, good)
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
@@ -271,31 +193,39 @@ class PendingResult(concurrent.futures.Future[Any]):
         """Whether reading will not wait."""
         return self.done()
 
-    def has(self, engine: int) -> bool:
-        """Whether that engine has finished."""
-        return self._arrivals.engines[engine].result is not None
+    def has(self, slot: int) -> bool:
+        """Whether that engine, or task, has finished."""
+        return self._arrivals.has(slot)
 
-    def value_of(self, engine: int, default: Any = None) -> Any:
-        """The value of an engine; `default` where it has not finished, or has failed."""
-        source = self._arrivals.decode(engine) if self.has(engine) else None
+    def value_of(self, slot: int, default: Any = None) -> Any:
+        """The value of an engine or task; `default` where it has not finished, or has failed."""
+        source = self._arrivals.decode(slot) if self.has(slot) else None
         return default if source is None or source.failure is not None else source.value
 
     def __iter__(self) -> Iterator[Any]:
-        """The values of the targets, as engines finish; those that failed raise at the end, together."""
+        """The values of the targets, as they finish; those that failed raise at the end, together."""
         finished = self._arrivals.finished
         failed = False
-        for seen in range(len(self.targets)):
-            self._wait_until(lambda seen=seen: len(finished) > seen)  # type: ignore[misc]
-            if len(finished) <= seen:
-                failed = True
+        for seen in itertools.count():
+            if seen == len(finished) and not self._await_finished(seen):
                 break
             source = self._arrivals.decode(finished[seen])
             if source.failure is None:
                 yield source.value
             else:
                 failed = True
-        if failed:
+        if failed or self._broken is not None:
             self.result()
+
+    def _await_finished(self, seen: int) -> bool:
+        """Wait for one more than `seen` targets to finish; False where no more will."""
+        finished = self._arrivals.finished
+
+        def reached() -> bool:
+            return len(finished) > seen or not self._incomplete()
+
+        self._wait_until(reached)
+        return len(finished) > seen
 
     def __getitem__(self, index: Any) -> Any:
         """The value of the target at a position (a slice: of several); waits only for that one."""
@@ -304,43 +234,24 @@ class PendingResult(concurrent.futures.Future[Any]):
         position = operator.index(index)
         if not -len(self.targets) <= position < len(self.targets):
             raise IndexError(f"there is no target {position}, this result has {len(self.targets)}")
-        engine = self.targets[position]
-        self._wait_until(lambda: self.has(engine))
-        if not self.has(engine):
-            return self.result()  # raises why
-        source = self._arrivals.decode(engine)
+        slot = self.targets[position]
+        if not self.has(slot):
+            self._wait_until(lambda: self.has(slot))
+            if not self.has(slot):
+                return self.result()  # raises why
+        source = self._arrivals.decode(slot)
         if source.failure is not None:
-            raise self._arrivals.error_of(engine).with_traceback(None)
+            raise self._arrivals.error_of(slot).with_traceback(None)
         return source.value
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        # A Twisted coroutine may run under asyncio's reactor: only a task understands asyncio's futures.
         if not self.done():
-            if _in_asyncio_task():
-                loop = asyncio.get_running_loop()
-                waiter = loop.create_future()
-                self._when_over(functools.partial(_wake_asyncio, loop, waiter))
-                yield from waiter
-            else:
-                over: Deferred[None] = Deferred()
-                self._when_over(lambda: over.callback(None))
-                yield from over.__await__()
+            yield from awaiting.until_over(self._when_over)
         return self.result()
 
     def as_deferred(self) -> Deferred[Any]:
         """A Deferred of the result, for Twisted programs; call it in the reactor thread."""
-        deferred: Deferred[Any] = Deferred()
-
-        def fire() -> None:
-            try:
-                value = self.result()
-            except Exception:  # noqa: BLE001 -- passed on
-                deferred.errback()
-            else:
-                deferred.callback(value)
-
-        self._when_over(fire)
-        return deferred
+        return awaiting.deferred_result(self._when_over, self.result)
 
     # -- callbacks ---------------------------------------------------------------------------
 
@@ -362,26 +273,17 @@ class PendingResult(concurrent.futures.Future[Any]):
         with self._guard:
             if self._callbacks is None:
                 self._callbacks = CallbackChain()
+                if not self.done():
+                    self._listeners += (self._run_callbacks,)
         self._callbacks.add(lambda value: f(value, *args, **kw))
         if self.done():
             self._callbacks.run(self)
 
+    def _run_callbacks(self) -> None:
+        if self._callbacks:
+            self._core.call_user(self._callbacks.run, self)
+
     # -- waiting -----------------------------------------------------------------------------
-
-    def _wait_until(self, reached: Callable[[], bool]) -> None:
-        """Wait until `reached`, or until this is done."""
-        while not reached():
-            with self._guard:
-                news = None if reached() or self.done() else self._next_news()
-            if news is None:
-                return
-            self._core.wait(news, None)
-
-    def _next_news(self) -> concurrent.futures.Future[None]:
-        """Done at the next thing that arrives; the caller holds the guard."""
-        if self._news is None:
-            self._news = concurrent.futures.Future()
-        return self._news
 
     def watch(self, every: float | None = None) -> Iterator[Output | None]:
         """All output, in the order of its arrival, as it comes; ends when the result is there.
@@ -394,7 +296,7 @@ class PendingResult(concurrent.futures.Future[Any]):
         Yields
         ------
         Output
-            Of kind stdout, stderr, display, or end: that engine has finished.
+            Of kind stdout, stderr, display, or end: that engine, or task, has finished.
         """
         seen = 0
         while True:
@@ -439,7 +341,7 @@ class PendingResult(concurrent.futures.Future[Any]):
 
     @property
     def engine_progress(self) -> dict[int, dict[str, Any]]:
-        """What code last told with ``this_engine.progress``, by engine: ``done``, ``total``, ``label``."""
+        """What code told last with ``this_engine.progress``, by target: ``done``, ``total``, ``label``."""
         return self._arrivals.progress()
 
     @property
@@ -473,7 +375,7 @@ class PendingResult(concurrent.futures.Future[Any]):
     @property
     def serial_time(self) -> float:
         """Seconds the engines have worked on it, added up, by their own clocks."""
-        return self._arrivals.serial_time()
+        return self._arrivals.serial_time
 
     @property
     def speedup(self) -> float:
@@ -483,7 +385,7 @@ class PendingResult(concurrent.futures.Future[Any]):
 
     def __repr__(self) -> str:
         done, total = self.progress
-        failed = self._arrivals.failed()
+        failed = self._arrivals.failed
         if self.cancelled():
             state = "cancelled"
         elif self._broken is not None:
@@ -492,80 +394,3 @@ class PendingResult(concurrent.futures.Future[Any]):
             state = "finished" if self.done() else f"{done} of {total} finished"
             state += f", {failed} failed" if failed else ""
         return f"<{type(self).__name__} {self.id} {self.method}: {state}>"
-
-    # -- ending it ---------------------------------------------------------------------------
-
-    def abort(self, interrupt: bool = False) -> None:
-        """Do not start it where it has not started; interrupt it where it runs, if asked to. Never waits."""
-        if not self.done():
-            self._core.abort(self, interrupt=interrupt)
-
-    def cancel(self) -> bool:
-        """Cancel the command if no engine has started it.
-
-        Returns
-        -------
-        bool
-            False where an engine had started it. It goes on there, and
-            elsewhere ends with `TaskAborted`.
-        """
-        with self._guard:
-            verdict = self._verdict
-            asked = verdict is not None
-            if verdict is None:
-                if self.done() or self.running():
-                    return self.cancelled()
-                verdict = self._verdict = concurrent.futures.Future()
-        if not asked:
-            # Until it is decided results are held: they may say TaskAborted for what was just cancelled.
-            try:
-                self._core.abort(self)
-            except IPython1Error:
-                self._conclude_cancel(False)
-        self._core.wait(verdict, None)
-        return verdict.result()
-
-    def _decide_cancel(self) -> None:
-        """Conclude `cancel` as soon as the engines have said enough."""
-        if self._verdict is None:
-            return
-        if self.running() or self._broken is not None:
-            self._conclude_cancel(False)
-        elif not self._arrivals.missing:
-            failures = [self._arrivals.decode(engine).failure for engine in self.targets]
-            self._conclude_cancel(all(f is not None and f.ename == TaskAborted.__name__ for f in failures))
-
-    def _conclude_cancel(self, cancelled: bool) -> None:
-        with self._guard:
-            verdict = self._verdict
-            if verdict is None or verdict.running():
-                return
-            verdict.set_running_or_notify_cancel()  # nobody else concludes it
-        cancelled = cancelled and super().cancel()
-        with self._guard:
-            self._verdict = None
-            self._over = self._over or cancelled
-        if cancelled:
-            self.set_running_or_notify_cancel()
-            self._announce()
-        else:
-            self._finish_if_over()
-        verdict.set_result(cancelled)
-
-
-def _in_asyncio_task() -> bool:
-    try:
-        return asyncio.current_task() is not None
-    except RuntimeError:
-        return False
-
-
-def _wake_asyncio(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    """Any thread: let the task that waits go on, if its loop still runs."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(_wake, waiter)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -105,7 +105,7 @@ def _print(printer: OutputPrinter, pending: PendingResult, output: Output) -> No
     if output.kind == "display":
         printer.display(f"[output:{output.engine}]", output.display)
     elif output.kind == "end":
-        _print_value(printer, pending, output.engine)
+        _print_value(printer, pending, output)
     else:
         printer.text(output.engine, output.kind, output.text)
 
@@ -126,7 +126,7 @@ def grouped(outputs: Iterable[Output], targets: Sequence[int], group: str) -> li
     outputs : iterable of Output
         As they came.
     targets : sequence of int
-        The order of the engines.
+        The order of the engines, or tasks.
     group : {'engine', 'type', 'order'}
         All of one engine together; all of one type together; or the first
         output of each engine, then the second, with text that belongs
@@ -134,7 +134,7 @@ def grouped(outputs: Iterable[Output], targets: Sequence[int], group: str) -> li
     """
     whole: dict[int, list[Output]] = {target: [] for target in targets}
     for output in outputs:
-        own = whole[output.engine]
+        own = whole[output.slot]
         if own and own[-1].kind == output.kind and output.kind in ("stdout", "stderr"):
             own[-1] = own[-1]._replace(text=own[-1].text + output.text)
         else:
@@ -147,11 +147,13 @@ def grouped(outputs: Iterable[Output], targets: Sequence[int], group: str) -> li
     return [output for _, output in placed]
 
 
-def _print_value(printer: OutputPrinter, pending: PendingResult, engine: int) -> None:
+def _print_value(printer: OutputPrinter, pending: PendingResult, output: Output) -> None:
     """Show the value of the last expression of a command that has finished."""
-    value = pending.value_of(engine)
+    value = pending.value_of(output.slot)
     if isinstance(value, Result) and "result" in value:
-        printer.display(f"[{engine}] Out[{value['number']}]:", {"data": value["result"], "metadata": {}})
+        printer.display(
+            f"[{output.engine}] Out[{value['number']}]:", {"data": value["result"], "metadata": {}}
+        )
 
 
 def wait_interactive(pending: PendingResult) -> None:

@@ -21,13 +21,13 @@ from ipython1.kernel.wire.records import ENGINES_LIMIT, PROTOCOL, Hello, Refusal
 
 #: FURL -> the kinds of peers that may come in through it.
 ADMITTED: Mapping[str, frozenset[str]] = {
-    "multiengine": frozenset({"multiengine", "view"}),
+    "multiengine": frozenset({"multiengine", "task", "view"}),
     "task": frozenset({"task"}),
     "view": frozenset({"view"}),
     "engine": frozenset({"engine", "nanny"}),
 }
 
-_LOOK = frozenset({"status", "queue_status"})
+_LOOK = frozenset({"status", "queue_status", "task_status"})
 
 #: Kind of peer -> the records it may send.
 RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
@@ -43,16 +43,27 @@ RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
             records.Ask,
         }
     ),
-    "task": frozenset({records.Ask}),
+    "task": frozenset(
+        {
+            records.Batch,
+            records.Work,
+            records.Withdraw,
+            records.Seek,
+            records.Taken,
+            records.Chunk,
+            records.Grant,
+            records.Ask,
+        }
+    ),
     "view": frozenset({records.Ask}),
-    "engine": frozenset({records.Result, records.Event, records.Chunk, records.Grant}),
+    "engine": frozenset({records.Result, records.Outcomes, records.Event, records.Chunk, records.Grant}),
     "nanny": frozenset({records.Exited, records.Usage}),
 }
 
 #: Kind of peer -> the questions it may ask.
 QUESTIONS: Mapping[str, frozenset[str]] = {
-    "multiengine": _LOOK | {"clear_queue", "signal", "restart", "kill", "scale", "cancel"},
-    "task": frozenset({"queue_status"}),
+    "multiengine": _LOOK | {"clear_queue", "signal", "restart", "kill", "scale"},
+    "task": frozenset({"task_status"}),
     "view": _LOOK,
     "engine": frozenset(),
     "nanny": frozenset(),
@@ -74,7 +85,7 @@ DETAILS: Mapping[str, Mapping[str, Any]] = {
         "held": [(str, str, str)],
         "clients": [str],
     },
-    "nanny": {"uuid": str, "engines": [str], "exited": [(str, str, str, bool)]},
+    "nanny": {"uuid": str, "engines": [str], "exited": [(str, str, str, bool, str)]},
 }
 _REPLACES = {"uuid": str, "cause": str, "output": str}
 
@@ -88,7 +99,7 @@ def check_detail(kind: str, detail: Mapping[str, Any]) -> None:
         Something is missing or of the wrong type.
     """
     _check(DETAILS[kind], detail)
-    if kind == "multiengine" and not _fits(detail.get("engines", ()), [int]):
+    if kind in ("multiengine", "task") and not _fits(detail.get("engines", ()), [int]):
         raise WireError(reason="engines must be ids")
     if kind == "engine":
         if detail["replaces"]:

@@ -11,6 +11,7 @@ from typing import Any
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
+from ipython1.kernel.controller.tasks import TaskBook
 from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
 from ipython1.kernel.wire.codec import encode_failure, pack, unpack_map
 from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, Ask, Order
@@ -18,6 +19,8 @@ from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, As
 #: Seconds that nannies have to leave when the cluster is shut down.
 LEAVE_TIME = 5.0
 LEAVE_POLL = 0.05
+#: Ids of tasks in an answer, of each state.
+IDS_SHOWN = 10_000
 #: Seconds in which an engine that was ordered has to be there, or is ordered again.
 START_TIME = 60.0
 
@@ -27,7 +30,7 @@ class Questions:
 
     Parameters
     ----------
-    registry, router
+    registry, router, tasks
         The state of the cluster.
     nannies : callable
         The nannies that can take orders.
@@ -40,12 +43,14 @@ class Questions:
         self,
         registry: Registry,
         router: Router,
+        tasks: TaskBook,
         nannies: Callable[[], list[Peer]],
         shut_down: Callable[[], None],
         clock: Any,
     ) -> None:
         self._registry = registry
         self._router = router
+        self._tasks = tasks
         self._nannies = nannies
         self._shut_down = shut_down
         self._clock = clock
@@ -61,7 +66,7 @@ class Questions:
             "restart": self._restart,
             "kill": self._kill,
             "scale": self._scale,
-            "cancel": self._cancel,
+            "task_status": self._task_status,
         }
 
     def ask(self, peer: Peer, ask: Ask) -> None:
@@ -86,35 +91,40 @@ class Questions:
         """One map an engine."""
         table = []
         for engine in self._registry:
-            running = engine.queue.running
+            running = self._running(engine)
             table.append(
                 {
                     **engine.facts(),
                     "cpu": engine.cpu,
                     "rss": engine.rss,
-                    "running": running.label or running.op if running else None,
-                    "since": running.since if running else engine.since,
-                    "queue": len(engine.queue.queued),
+                    "running": running[0] if running else None,
+                    "since": running[1] if running else engine.since,
+                    "queue": len(engine.queue) + self._tasks.count(engine.id) - bool(running),
                 }
             )
         return table
 
+    def _running(self, engine: Engine) -> tuple[str, float] | None:
+        """Label and start of what an engine does. What it has of tasks came before its commands."""
+        command = engine.queue.running
+        return self._tasks.running(engine.id) or (
+            (command.label or command.op, command.since) if command else None
+        )
+
     def _queue_status(self, body: dict[str, Any]) -> list[Any]:
         status = []
         for engine in self._named(body):
-            running = engine.queue.running
-            queued = [command.label or command.op for command in engine.queue.queued]
-            status.append(
-                [engine.id, {"queue": queued, "pending": running.label or running.op if running else None}]
-            )
+            running = self._running(engine)
+            labels = [command.label or command.op for command in engine.queue.commands]
+            queued = labels if self._tasks.count(engine.id) else labels[1:]
+            status.append([engine.id, {"queue": queued, "pending": running[0] if running else None}])
         return status
+
+    def _task_status(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._tasks.ids(IDS_SHOWN) if body.get("verbose") else self._tasks.counts()
 
     def _clear_queue(self, body: dict[str, Any]) -> int:
         return self._router.cancel((), [engine.id for engine in self._named(body)], "QueueCleared")
-
-    def _cancel(self, body: dict[str, Any]) -> int:
-        targets = body.get("targets") or [engine.id for engine in self._registry]
-        return self._router.cancel((str(body["id"]),), targets, "TaskAborted")
 
     def _signal(self, body: dict[str, Any]) -> None:
         number = signal.Signals(int(body["number"]))

@@ -73,9 +73,9 @@ class EngineQueue:
         return next(iter(self._handed.values()), None)
 
     @property
-    def queued(self) -> list[Command]:
-        """All but the running one, in order."""
-        return [*list(self._handed.values())[1:], *self._waiting.values()]
+    def commands(self) -> list[Command]:
+        """All of them, in order."""
+        return [*self._handed.values(), *self._waiting.values()]
 
     def open(self, send: Callable[[bytes], None]) -> None:
         """The engine takes commands, through `send`."""

@@ -83,6 +83,7 @@ class Registry:
     _by_uuid: dict[str, Engine] = field(default_factory=dict)
     _deaths: dict[str, None] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)  # ids of engines that were here
+    _expected: set[str] = field(default_factory=set)  # uuids that nannies tell of
     _failure_count: int = 0
 
     def __iter__(self) -> Iterator[Engine]:
@@ -111,10 +112,20 @@ class Registry:
         self.changed()
         return engine
 
+    def expect(self, uuids: set[str]) -> None:
+        """These processes live, and are not here yet."""
+        self._expected |= uuids - self._deaths.keys()
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether engines are known of that are not here yet."""
+        return bool(self._expected) or any(engine.state == "awaited" for engine in self._engines.values())
+
     def register(
         self, *, uuid: str, wanted: int, host: str, pid: int, nanny: str, send: Callable[[bytes], None]
     ) -> Engine:
         """An engine process is there, new or again."""
+        self._expected.discard(uuid)
         engine = self._by_uuid.get(uuid)
         if engine is None:
             engine = self._engines.get(wanted)
@@ -138,6 +149,7 @@ class Registry:
         if uuid in self._deaths:
             return None
         self._deaths[uuid] = None
+        self._expected.discard(uuid)
         if len(self._deaths) > DEATHS_KEPT:
             del self._deaths[next(iter(self._deaths))]
         engine = self._by_uuid.pop(uuid, None)

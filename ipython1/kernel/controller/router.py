@@ -52,12 +52,21 @@ class Router:
         Wall-clock time in seconds.
     returning : callable
         Whether engines unknown yet may still come back to this controller.
+    table_now : callable
+        Tells clients of the engine table, if it has changed.
     """
 
-    def __init__(self, registry: Registry, now: Callable[[], float], returning: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        now: Callable[[], float],
+        returning: Callable[[], bool],
+        table_now: Callable[[], None],
+    ) -> None:
         self._registry = registry
         self._now = now
         self._returning = returning
+        self._table_now = table_now
         self._routes: dict[str, Route] = {}
         self._engine_peers: dict[int, Peer] = {}
         self.blobs = BlobRoutes()
@@ -76,6 +85,7 @@ class Router:
         for target in submit.targets:
             engine = self._engine(target)
             if engine is None:
+                self._table_now()  # else the client might send more there
                 self.refuse(client, submit.id, target, submit.op, _gone(target))
             else:
                 route.targets.add(target)
@@ -155,7 +165,8 @@ class Router:
 
     def result(self, engine: Engine, peer: Peer, result: Result, raw: bytes) -> None:
         """An engine is through with a command."""
-        _check_origin(engine, result)
+        if result.engine != engine.id:
+            raise WireError(reason=f"engine {engine.id} speaks for engine {result.engine}")
         if result.status != "unknown":
             engine.queue.done(result.id)
         elif result.id in engine.queue:
@@ -163,22 +174,27 @@ class Router:
         self._open_blobs(result, peer)
         self._deliver(result, raw)
 
-    def event(self, engine: Engine, peer: Peer, event: Event, raw: bytes) -> None:
+    def event(self, event: Event, peer: Peer, raw: bytes) -> None:
         """A running command gave out something."""
-        _check_origin(engine, event)
         self._open_blobs(event, peer)
         route = self._routes.get(event.id)
         if route is not None:
             for owner in list(route.owners):
                 owner.post(raw)
 
-    def engine_died(self, engine: Engine, cause: str, output: str) -> None:
-        """Fail all that the engine had; its queue goes on for a successor."""
+    def engine_died(self, engine: Engine, cause: str, output: str, running: str = "") -> None:
+        """Fail all that the engine had; its queue goes on for a successor.
+
+        `running`: id of what ran on it. Where that is not known, it was the
+        first of its commands.
+        """
         peer = self._engine_peers.pop(engine.id, None)
         commands = engine.queue.drain()
-        self._finish(engine, commands[:1], died(engine.id, cause, output))
+        ids = [command.id for command in commands]
+        count = ids.index(running) + 1 if running in ids else int(not running)
+        self._finish(engine, commands[:count], died(engine.id, cause, output))
         # Of thousands, only the one that ran says what the process said.
-        self._finish(engine, commands[1:], died(engine.id, f"{cause}, before it ran this command"))
+        self._finish(engine, commands[count:], died(engine.id, f"{cause}, before it ran this command"))
         engine.asked.clear()
         asked_for = [
             Command(id, "", "", b"") for id, route in self._routes.items() if engine.id in route.targets
@@ -270,11 +286,6 @@ def died(engine: int, cause: str, output: str = "") -> RemoteFailure:
     facts = {"engine": engine, "cause": cause, "output": output}
     text = str(EngineDied(engine=engine, cause=cause, output=shown))
     return RemoteFailure("EngineDied", text, facts=facts)
-
-
-def _check_origin(engine: Engine, record: Result | Event) -> None:
-    if record.engine != engine.id:
-        raise WireError(reason=f"engine {engine.id} speaks for engine {record.engine}")
 
 
 def _gone(target: int) -> RemoteFailure:

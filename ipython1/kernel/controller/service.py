@@ -11,18 +11,23 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from ipython1.kernel.controller.dispatch import Dispatcher
 from ipython1.kernel.controller.facets import QUESTIONS, RECORDS, Door
+from ipython1.kernel.controller.lifecycle import Lifecycle
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.questions import Questions
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
+from ipython1.kernel.controller.scheduler import LeastLoad
+from ipython1.kernel.controller.tasks import TaskBook
+from ipython1.kernel.controller.timers import Timers
 from ipython1.kernel.error import RemoteFailure, WireError
-from ipython1.kernel.interfaces import ILink, ILinkSink
-from ipython1.kernel.processes import STOPPED
+from ipython1.kernel.interfaces import ILink, ILinkSink, IScheduler
 from ipython1.kernel.wire import records
-from ipython1.kernel.wire.codec import encode, pack, unpack_map
+from ipython1.kernel.wire.codec import encode, pack
 from ipython1.kernel.wire.records import (
     Ask,
+    Batch,
     Cancel,
     Chunk,
     Engines,
@@ -33,24 +38,24 @@ from ipython1.kernel.wire.records import (
     Grant,
     Hello,
     Interrupt,
+    Outcomes,
     Record,
     Result,
+    Seek,
     Submit,
+    Taken,
     Usage,
+    Withdraw,
+    Work,
 )
 from ipython1.kernel.wire.session import Session
 
 #: Seconds after which an absent client's queued work is dropped.
 CLIENT_GRACE = 30.0
-#: Seconds an engine may be away before it counts as dead, unless its nanny vouches for it.
-ENGINE_GRACE = 10.0
 #: Seconds after the start during which engines of an earlier controller may come back.
 RETURN_GRACE = 15.0
-#: Seconds an engine under restart may take to register.
-RESTART_GRACE = 60.0
-#: Characters of what a nanny says of a death that are passed on.
-CAUSE_LIMIT = 1000
-OUTPUT_LIMIT = 16 * 1024
+#: Operations after which an engine may take tasks that it rejected.
+PROPERTIES_OPS = frozenset({"set_properties", "del_properties", "clear_properties"})
 #: Seconds in which changes of the engine table are collected.
 TABLE_DELAY = 0.005
 
@@ -70,6 +75,8 @@ class Controller:
         Wall-clock time in seconds.
     client_grace : float
         Seconds after which an absent client's queued work is dropped.
+    scheduler : IScheduler, optional
+        Which tasks go first, and where. `LeastLoad` where not given.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Controller:
         notify: Callable[[dict[str, Any]], None] = lambda event: None,
         now: Callable[[], float] = time.time,
         client_grace: float = CLIENT_GRACE,
+        scheduler: IScheduler | None = None,
     ) -> None:
         self._clock = clock
         self._client_grace = client_grace
@@ -85,13 +93,33 @@ class Controller:
         self._peers: dict[str, Peer] = {}  # by session id
         self._table_call: Any = None
         self._told_ids: list[int] = []
-        self._timers: dict[tuple[str, str], Any] = {}  # by what they are for, and whom
-        self._start_timer("return", "", RETURN_GRACE, self._return_over)
+        self._timers = Timers(clock)
         self.registry = Registry(now, self._table_changed)
-        self.router = Router(self.registry, now, self._engines_may_return)
-        self.questions = Questions(self.registry, self.router, self.nannies, self._shut_down, clock)
+        self.router = Router(self.registry, now, self._engines_may_return, self._table_now)
+        self.tasks = TaskBook(
+            clock,
+            self.registry,
+            Dispatcher(clock, self.registry, scheduler or LeastLoad()),
+            self.router.blobs,
+            self._engines_may_return,
+        )
+        self.questions = Questions(
+            self.registry, self.router, self.tasks, self.nannies, self._shut_down, clock
+        )
+        self._lifecycle = Lifecycle(
+            self.registry,
+            self.router,
+            self.tasks,
+            self.questions,
+            self._timers,
+            self.nannies,
+            self._end_engine_session,
+            self._table_now,
+            notify,
+        )
+        self._timers.start("return", "", RETURN_GRACE, self._lifecycle.return_over)
         self._handlers: Mapping[type[Record], Callable[[Peer, Any, bytes], None]] = {
-            Submit: self._submit,
+            Submit: self.router.submit,
             Fetch: self.router.fetch,
             Forget: lambda peer, record, raw: self.router.forget(record, raw),
             Cancel: self._cancel,
@@ -101,8 +129,14 @@ class Controller:
             Ask: self._ask,
             Result: self._result,
             Event: self._event,
-            Exited: self._exited,
-            Usage: self._usage,
+            Batch: self.tasks.batch,
+            Work: self.tasks.work,
+            Withdraw: self.tasks.withdraw,
+            Seek: self.tasks.seek,
+            Taken: self.tasks.taken,
+            Outcomes: self._outcomes,
+            Exited: lambda peer, record, raw: self._lifecycle.exited(peer, record),
+            Usage: lambda peer, record, raw: self._lifecycle.usage(peer, record),
         }
 
     def door(self, furl_kind: str) -> Door:
@@ -118,9 +152,8 @@ class Controller:
         for peer in list(self._peers.values()):
             peer.session.end()
         self._peers.clear()
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._timers.stop_all()
+        self.tasks.stop()
         if self._table_call is not None:
             self._table_call.cancel()
             self._table_call = None
@@ -164,11 +197,14 @@ class Controller:
 
     def _welcome(self, peer: Peer, detail: dict[str, Any]) -> dict[str, Any]:
         if peer.kind == "engine":
-            return {"id": self._engine_linked(peer, detail).id}
+            engine, new = self._lifecycle.linked(peer, detail)
+            for client in detail["clients"] if new else ():  # whom an earlier controller knew
+                self._expect_client(str(client))
+            return {"id": engine.id}
         if peer.kind == "nanny":
-            self._nanny_linked(peer, detail)
+            self._lifecycle.nanny_linked(peer, detail)
             return {}
-        if peer.kind == "multiengine" and self._engines_may_return():
+        if peer.kind in ("multiengine", "task") and self._engines_may_return():
             for id in detail.get("engines", ()):
                 self.registry.await_return(id)
         return self._table()
@@ -192,13 +228,13 @@ class Controller:
         self.router.blobs.away(peer)
         engine = self._engine_of(peer)
         if engine is not None:
-            self.registry.away(engine)
-            self._watch(peer)
+            self._lifecycle.away(peer, engine)
 
     def _drop_peer(self, peer: Peer) -> None:
         peer.session.end()
         self._peers.pop(peer.session.id, None)
         self.router.client_gone(peer)
+        self.tasks.client_gone(peer)
 
     # -- clients -----------------------------------------------------------------------
 
@@ -210,7 +246,7 @@ class Controller:
     def _expect_client(self, client: str) -> None:
         """Its work is dropped unless it is here when its grace time is over."""
         if ("client", client) not in self._timers:
-            self._start_timer("client", client, self._client_grace, self._cancel_if_gone, client)
+            self._timers.start("client", client, self._client_grace, self._cancel_if_gone, client)
 
     def _client_ended(self, peer: Peer) -> None:
         self._drop_peer(peer)
@@ -219,10 +255,7 @@ class Controller:
     def _cancel_if_gone(self, client: str) -> None:
         if not any(peer.key == client for peer in self._peers.values()):
             self.router.cancel_client(client)
-
-    def _submit(self, peer: Peer, submit: Submit, raw: bytes) -> None:
-        self._table_now()
-        self.router.submit(peer, submit, raw)
+            self.tasks.cancel_client(client)
 
     def _cancel(self, peer: Peer, record: Cancel, raw: bytes) -> None:
         self.router.cancel(record.ids, record.targets, record.reason)
@@ -267,139 +300,36 @@ class Controller:
         engine = self.registry.by_uuid(peer.key) if peer.kind == "engine" else None
         return engine
 
-    def _engine_linked(self, peer: Peer, detail: dict[str, Any]) -> Engine:
-        replaces = detail.get("replaces") or {}
-        if replaces and self._is_nanny_of(detail["nanny"], replaces["uuid"]):
-            self._engine_died(replaces["uuid"], replaces["cause"], replaces["output"], replaced=True)
-        engine = self.registry.by_uuid(peer.key)
-        known = engine is not None and engine.send == peer.session.send
-        if engine is None and not replaces:
-            self.questions.start_over(detail["nanny"])
-        engine = self.registry.register(
-            uuid=peer.key,
-            wanted=detail["wanted"],
-            host=detail["host"],
-            pid=detail["pid"],
-            nanny=detail["nanny"],
-            send=peer.session.send,
-        )
-        self._stop_timer("away", peer.key)
-        self._stop_timer("restart", str(engine.id))
-        if not known:
-            self.router.engine_ready(engine, peer, detail["held"])
-            for client in detail["clients"]:  # whom an earlier controller knew
-                self._expect_client(str(client))
-        return engine
-
     def _engines_may_return(self) -> bool:
         return ("return", "") in self._timers
-
-    def _return_over(self) -> None:
-        for engine in list(self.registry):
-            if engine.state == "awaited":
-                self.router.engine_died(engine, "did not come back to the restarted controller", "")
-                self.registry.remove(engine)
 
     def _result(self, peer: Peer, result: Result, raw: bytes) -> None:
         engine = self._engine_of(peer)
         if engine is not None:
             self.router.result(engine, peer, result, raw)
+            if result.op in PROPERTIES_OPS:
+                self.tasks.properties_changed(engine.id)
+            elif not len(engine.queue):
+                self.tasks.engine_free()
+
+    def _outcomes(self, peer: Peer, outcomes: Outcomes, raw: bytes) -> None:
+        engine = self._engine_of(peer)
+        if engine is not None:
+            self.tasks.outcomes(engine, peer, outcomes, raw)
 
     def _event(self, peer: Peer, event: Event, raw: bytes) -> None:
         engine = self._engine_of(peer)
-        if engine is not None:
-            self.router.event(engine, peer, event, raw)
-
-    def _exited(self, peer: Peer, record: Exited, raw: bytes) -> None:
-        if self._is_nanny_of(peer.key, record.uuid):
-            if self.registry.by_uuid(record.uuid) is None and not record.replaced:
-                self.questions.start_over(peer.key)
-            self._engine_died(record.uuid, record.cause, record.output, record.replaced)
-
-    def _is_nanny_of(self, nanny: str, uuid: str) -> bool:
-        """Whether a nanny may tell of this engine: of its own, and of those that never registered."""
-        engine = self.registry.by_uuid(uuid)
-        return engine is None or engine.nanny == nanny
-
-    def _engine_died(self, uuid: str, cause: str, output: str, replaced: bool) -> None:
-        cause, output = cause[:CAUSE_LIMIT], output[-OUTPUT_LIMIT:]
-        known = self.registry.by_uuid(uuid) is not None
-        if not known and not self.registry.is_dead(uuid):
-            self.registry.died(uuid, replaced)
-            if not replaced:
-                self.registry.given_up(cause, output)
-            self._notify({"event": "failed", "cause": cause, "output": output, "replaced": replaced})
-            return
-        engine = self.registry.died(uuid, replaced)
         if engine is None:
             return
-        log.info("engine {id} {cause}", id=engine.id, cause=cause)
-        self._stop_timer("away", uuid)
+        if event.engine != engine.id:
+            raise WireError(reason=f"engine {engine.id} speaks for engine {event.engine}")
+        (self.tasks if "#" in event.id else self.router).event(event, peer, raw)
+
+    def _end_engine_session(self, uuid: str) -> None:
         for id, peer in list(self._peers.items()):
             if peer.kind == "engine" and peer.key == uuid:
                 del self._peers[id]
                 peer.session.end()
-        if not replaced and cause != STOPPED:
-            self.registry.given_up(f"engine {engine.id} died: {cause}", output)
-        if len(engine.queue):
-            self._table_now()
-        self.router.engine_died(engine, cause, output)
-        if replaced:
-            self._start_timer("restart", str(engine.id), RESTART_GRACE, self._not_restarted, engine)
-
-    def _not_restarted(self, engine: Engine) -> None:
-        if engine.state == "restarting":
-            self.router.engine_died(engine, "its restart failed", "")
-            self.registry.remove(engine)
-            self.registry.given_up(f"engine {engine.id} died, and its restart failed", "")
-
-    def _watch(self, peer: Peer) -> None:
-        self._start_timer("away", peer.key, ENGINE_GRACE, self._away_too_long, peer)
-
-    def _away_too_long(self, peer: Peer) -> None:
-        engine = self._engine_of(peer)
-        if engine is None:
-            return
-        if any(nanny.key == engine.nanny for nanny in self.nannies()):
-            self._watch(peer)  # alive, says its nanny: only the link is away
-        else:
-            self._engine_died(peer.key, "lost: neither it nor its nanny can be reached", "", replaced=False)
-
-    def _nanny_linked(self, peer: Peer, detail: dict[str, Any]) -> None:
-        """A nanny's word on what happened while it was away."""
-        for uuid, cause, output, replaced in detail["exited"]:
-            if self.registry.by_uuid(uuid) is not None and self._is_nanny_of(peer.key, uuid):
-                self._engine_died(uuid, cause, output, replaced)
-        alive = set(detail["engines"])
-        mine = [engine for engine in self.registry if engine.nanny == peer.key]
-        restarting = sum(engine.state == "restarting" for engine in mine)
-        unknown = sum(self.registry.by_uuid(uuid) is None for uuid in alive)
-        self.questions.expect(peer.key, unknown - restarting)
-        for engine in list(self.registry):
-            if engine.nanny == peer.key and engine.uuid not in alive and engine.state == "away":
-                self._engine_died(engine.uuid, "ended, says its nanny", "", replaced=False)
-
-    def _usage(self, peer: Peer, record: Usage, raw: bytes) -> None:
-        for uuid, (cpu, rss) in unpack_map(record.table).items():
-            engine = self.registry.by_uuid(uuid)
-            if engine is not None and engine.nanny == peer.key:
-                engine.cpu, engine.rss = float(cpu), int(rss)
-
-    # -- timers ----------------------------------------------------------------------------
-
-    def _start_timer(self, what: str, whom: str, delay: float, f: Callable[..., None], *args: Any) -> None:
-        """Call `f` after `delay` seconds; in place of the timer of this name, if there is one."""
-        self._stop_timer(what, whom)
-        self._timers[what, whom] = self._clock.callLater(delay, self._time_is_up, what, whom, f, args)
-
-    def _stop_timer(self, what: str, whom: str) -> None:
-        timer = self._timers.pop((what, whom), None)
-        if timer is not None:
-            timer.cancel()
-
-    def _time_is_up(self, what: str, whom: str, f: Callable[..., None], args: tuple[Any, ...]) -> None:
-        del self._timers[what, whom]
-        f(*args)
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ipython1.kernel.engine.mainloop import Job, MainLoop
+from ipython1.kernel.engine.calls import TaskOperations
+from ipython1.kernel.engine.jobs import AnyJob, Task
+from ipython1.kernel.engine.mainloop import IBoard, MainLoop
 from ipython1.kernel.engine.operations import Operations
-from ipython1.kernel.engine.output import OutputBuffer, Source
+from ipython1.kernel.engine.output import Buffer, OutputBuffer, Source
 from ipython1.kernel.engine.service import EngineService
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.engine.this_engine import ThisEngine
@@ -37,6 +39,8 @@ class Engine:
         As for `OutputBuffer`.
     shared : SharedMemory, optional
         As for `EngineService`.
+    board : IBoard, optional
+        As for `MainLoop`.
     """
 
     def __init__(
@@ -51,12 +55,16 @@ class Engine:
         wait: bool = True,
         sources: Sequence[Source] = (),
         shared: SharedMemory | None = None,
+        board: IBoard | None = None,
     ) -> None:
         self.shell = shell
         self.output = OutputBuffer(lambda: self.service.output_waits(), wait, sources)
         shell.set_output(self.output)
         self.operations = Operations(shell, ThisEngine(self.output))
-        self.loop = MainLoop(self._perform, lambda *job: self.service.job_done(*job))
+        self._tasks = TaskOperations(self.operations)
+        self.loop: MainLoop[AnyJob] = MainLoop(
+            self._perform, lambda *job: self.service.job_done(*job), board=board
+        )
         self._on_registered = on_registered
         self.service: EngineService = EngineService(
             clock, dialer, self.loop, self.output, identity, self._registered, on_end, shared
@@ -66,11 +74,13 @@ class Engine:
         self.shell.engine_id = self.operations.engine.id = id
         self._on_registered(id)
 
-    def _perform(self, job: Job) -> list[Any]:
+    def _perform(self, job: AnyJob) -> Sequence[Buffer]:
         self.service.job_started(job)
-        submit = job.submit
-        self.output.begin(submit.id)
+        self.output.begin(job)
+        parts = job.parts or ()
         try:
-            return self.operations.answer(submit.op, unpack_map(submit.args), job.parts or [])
+            if isinstance(job, Task):
+                return self._tasks.answer(job.common, parts)
+            return self.operations.answer(job.submit.op, unpack_map(job.submit.args), parts)
         finally:
             self.output.end()

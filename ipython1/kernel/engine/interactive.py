@@ -21,7 +21,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets.config import Config
 
-from ipython1.kernel.engine.mainloop import format_traceback
+from ipython1.kernel.engine.failures import format_traceback
 
 #: MIME types whose text form is base64.
 _BINARY = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")

@@ -1,16 +1,20 @@
-"""What an engine keeps of its commands, so that it can answer again.
+"""What an engine keeps of its jobs, so that it can answer again.
 
-A command is known from its arrival on. Its events and result are kept until
-its client has them, and then for a while longer, within bounds, for whoever
-asks by id.
+A job is known from its arrival on. Its events and result are kept until its
+client has them, and then for a while longer, within bounds, for whoever asks
+by id.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Generic, TypeVar, Union
 
-from ipython1.kernel.wire.records import Event, Result, Submit
+from ipython1.kernel.engine.mainloop import Job
+from ipython1.kernel.wire.records import End, Event, Part, Result
+
+Buffer = Union[bytes, bytearray, memoryview]
 
 #: Answers kept after their client has them.
 KEPT_COUNT = 1000
@@ -19,63 +23,71 @@ KEPT_BYTES = 64 * 1024 * 1024
 IDS_KEPT = 100_000
 
 
-@dataclass(slots=True)
-class Kept:
-    """One command: what came of it so far."""
+class Kept(Job):
+    """A job, and what came of it so far.
 
-    submit: Submit | None  # until the command is done
-    op: str
-    events: list[Event] = field(default_factory=list)
-    result: Result | None = None
-    blobs: dict[str, memoryview] = field(default_factory=dict)
-    size: int = 0  # bytes
-    abandoned: bool = False  # its client is gone for good
+    Attributes
+    ----------
+    events : list of Event
+    answer : Result or End, optional
+        None: it has not ended.
+    blobs : dict
+        The large parts of both.
+    size : int
+        Bytes of all.
+    abandoned : bool
+        Its client is gone for good.
+    """
+
+    __slots__ = ("abandoned", "answer", "blobs", "events", "size")
+
+    #: Which run of a task this is.
+    attempt = 0
+
+    def __init__(self, id: str, timeout: float, parts: Sequence[Buffer] | None = None) -> None:
+        super().__init__(id, timeout, parts)
+        self.events: list[Event] = []
+        self.answer: Result | End | None = None
+        self.blobs: dict[str, memoryview] = {}
+        self.size = 0
+        self.abandoned = False
+
+    def close(self, answer: Result | End, parts: Sequence[Part]) -> None:
+        """It has ended: what it was made of is not needed any more."""
+        self.answer = answer
+        self.parts = None
+        for part in parts:
+            if type(part) is bytes:
+                self.size += len(part)
 
 
-class KeptResults:
-    """All commands known to an engine, by id."""
+K = TypeVar("K", bound=Kept)
+
+
+class History(Generic[K]):
+    """Jobs whose clients have what came of them, within bounds."""
 
     def __init__(self) -> None:
-        self._wanted: dict[str, Kept] = {}
-        self._forgotten: OrderedDict[str, Kept] = OrderedDict()
-        self._forgotten_bytes = 0
+        self._jobs: OrderedDict[str, K] = OrderedDict()
+        self._bytes = 0
         self._ids: OrderedDict[str, None] = OrderedDict()
 
-    def get(self, id: str) -> Kept | None:
-        """What is known of command `id`."""
-        return self._wanted.get(id) or self._forgotten.get(id)
+    def get(self, id: str) -> K | None:
+        """What is known of job `id`."""
+        return self._jobs.get(id)
 
     def had(self, id: str) -> bool:
-        """Whether command `id` was here, and nothing else is known of it any more."""
+        """Whether job `id` was here, and nothing else is known of it any more."""
         return id in self._ids
 
-    def open(self, submit: Submit) -> Kept:
-        """A new command is here."""
-        kept = self._wanted[submit.id] = Kept(submit, submit.op)
-        return kept
-
-    @property
-    def unfinished(self) -> list[Submit]:
-        """The commands that have no result yet, in order of arrival."""
-        return [kept.submit for kept in self._wanted.values() if kept.submit is not None]
-
-    @property
-    def clients(self) -> list[str]:
-        """The ids of the clients that something is kept for."""
-        return sorted({id.partition("-")[0] for id in self._wanted})
-
-    def forget(self, id: str) -> list[str]:
-        """Its client has the result of `id`. Returns blobs that nobody will want any more."""
-        kept = self._wanted.get(id)
-        if kept is None or kept.result is None:
-            return []
-        del self._wanted[id]
-        self._forgotten[id] = kept
-        self._forgotten_bytes += kept.size
+    def add(self, job: K) -> list[str]:
+        """Returns blobs that nobody will want any more."""
+        self._jobs[job.id] = job
+        self._bytes += job.size
         gone: list[str] = []
-        while len(self._forgotten) > KEPT_COUNT or self._forgotten_bytes > KEPT_BYTES:
-            old_id, old = self._forgotten.popitem(last=False)
-            self._forgotten_bytes -= old.size
+        while len(self._jobs) > KEPT_COUNT or self._bytes > KEPT_BYTES:
+            old_id, old = self._jobs.popitem(last=False)
+            self._bytes -= old.size
             if old.abandoned:  # its client may come back and send it again: it must not run twice
                 self._ids[old_id] = None
                 if len(self._ids) > IDS_KEPT:
@@ -83,11 +95,55 @@ class KeptResults:
             gone += old.blobs
         return gone
 
+    def remove(self, id: str) -> None:
+        """Forget job `id`."""
+        job = self._jobs.pop(id, None)
+        if job is not None:
+            self._bytes -= job.size
+
+
+class KeptJobs(Generic[K]):
+    """All jobs of one kind known to an engine, by id."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, K] = {}
+        self._history: History[K] = History()
+
+    def get(self, id: str) -> K | None:
+        """What is known of job `id`."""
+        return self._wanted.get(id) or self._history.get(id)
+
+    def had(self, id: str) -> bool:
+        """Whether job `id` was here, and nothing else is known of it any more."""
+        return self._history.had(id)
+
+    def add(self, job: K) -> None:
+        """A new job is here."""
+        self._wanted[job.id] = job
+
+    @property
+    def unfinished(self) -> list[K]:
+        """The jobs that have not ended, in order of arrival."""
+        return [job for job in self._wanted.values() if job.answer is None]
+
+    @property
+    def clients(self) -> set[str]:
+        """The ids of the clients that something is kept for."""
+        return {id.partition("-")[0] for id in self._wanted}
+
+    def forget(self, id: str) -> list[str]:
+        """Its client has the result of `id`. Returns blobs that nobody will want any more."""
+        job = self._wanted.get(id)
+        if job is None or job.answer is None:
+            return []
+        del self._wanted[id]
+        return self._history.add(job)
+
     def abandon(self, client: str) -> list[str]:
         """A client is gone for good. Returns blobs that nobody will want any more."""
         gone: list[str] = []
-        for id, kept in list(self._wanted.items()):
+        for id, job in list(self._wanted.items()):
             if id.partition("-")[0] == client:
-                kept.abandoned = True
+                job.abandoned = True
                 gone += self.forget(id)
         return gone

@@ -1,35 +1,29 @@
-"""Runs commands on the main thread, one after the other.
+"""Runs jobs on the main thread, one after the other: commands and tasks.
 
 Interrupts
 ----------
 An interrupt is a SIGINT sent to the main thread. Its handler raises only
 while `user_code` is on the stack, so what surrounds user code (this loop, the
 swapping of streams, the making of results) is never torn. A signal that comes
-elsewhere during a command strikes as soon as that command enters user code.
-Signals are sent under the lock under which commands end, and a command's end
-collects those under way: so none can reach the next command. A signal that
+elsewhere during a job strikes as soon as that job enters user code. Signals
+are sent under the lock under which jobs end, and a job's end collects those
+under way: so none can reach the next one. A signal that
 comes just before a blocking call does not end it; so, until the handler has
 run, another signal, `NUDGE`, whose handler does nothing, follows now and then.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, TypeVar, Union
+from typing import Any, Generic, Protocol, TypeVar, Union
 
-from ipython1.kernel.error import CommandTimeout, RemoteFailure
-from ipython1.kernel.wire.codec import encode_failure
-from ipython1.kernel.wire.objects import dump_failure
-from ipython1.kernel.wire.records import Submit
+from ipython1.kernel.engine.failures import encoded
 
 Buffer = Union[bytes, bytearray, memoryview]
 T = TypeVar("T")
@@ -55,105 +49,148 @@ def user_code(f: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 class Job:
-    """One command to run.
+    """Something to run, here without what it is.
 
     Parameters
     ----------
-    submit : Submit
-    parts : list of buffers, optional
+    id : str
+        What it is known as to those who want it interrupted.
+    timeout : float
+        Seconds it may run; 0: any number.
+    parts : sequence of buffers, optional
         None: they have not all arrived yet.
 
     Attributes
     ----------
     started, completed : float
         Seconds since the epoch; 0 where it has not come to that.
+    overdue : bool
+        It was interrupted because its time is up.
     """
 
-    def __init__(self, submit: Submit, parts: list[Buffer] | None = None) -> None:
-        self.submit = submit
+    __slots__ = ("completed", "id", "overdue", "parts", "started", "timeout")
+
+    def __init__(self, id: str, timeout: float = 0.0, parts: Sequence[Buffer] | None = None) -> None:
+        self.id = id
+        self.timeout = timeout
         self.parts = parts
         self.started = 0.0
         self.completed = 0.0
-        self.timeout = 0.0  # set by the interrupt that ends it
+        self.overdue = False
+
+    def failed(self, error: BaseException) -> tuple[str, bytes]:
+        """The status and the result of this job, which raised `error`."""
+        return "error", encoded(error)
 
 
-class MainLoop:
+J = TypeVar("J", bound=Job)
+
+
+class IBoard(Protocol):
+    """Where it is seen from outside which job runs, see `Board`."""
+
+    def show(self, id: str) -> None:
+        """Job `id` runs; empty: none does."""
+
+
+class _NoBoard:
+    def show(self, id: str) -> None:
+        """Nobody looks."""
+
+
+class MainLoop(Generic[J]):
     """The queue of one engine, and the thread that works on it.
 
     Parameters
     ----------
     perform : callable
         ``perform(job)`` returns the parts of the result; what it raises is the
-        command's error.
+        job's error.
     done : callable
         ``done(job, status, parts)``, called on the loop's thread after every
         job that ran, with status 'ok' or 'error'.
     now : callable
         The time in seconds since the epoch.
+    board : IBoard, optional
+        Is told what runs.
     """
 
     def __init__(
         self,
-        perform: Callable[[Job], list[Buffer]],
-        done: Callable[[Job, str, list[Buffer]], None],
+        perform: Callable[[J], Sequence[Buffer]],
+        done: Callable[[J, str, Sequence[Buffer]], None],
         now: Callable[[], float] = time.time,
+        board: IBoard | None = None,
     ) -> None:
         self._perform = perform
         self._done = done
         self._now = now
-        self._changed = threading.Condition(threading.Lock())
-        self._jobs: deque[Job] = deque()
+        self._show = (board or _NoBoard()).show
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._jobs: deque[J] = deque()
         self._stopped = False
         self._thread: int | None = None  # that takes signals
-        self._unseen = False  # an interrupt was sent and its handler has not run
+        self._sent = False  # an interrupt, to the job that runs
+        self._unseen = False  # ... and its handler has not run
         self._nudging = False
-        self.running: Job | None = None
+        self.running: J | None = None
 
     # -- any thread --------------------------------------------------------------
 
-    def put(self, job: Job) -> None:
-        """Add a job at the end, also where its parts are still to come."""
-        with self._changed:
-            self._jobs.append(job)
-            if job.parts is not None:
+    def put(self, *jobs: J) -> None:
+        """Add jobs at the end, also where their parts are still to come."""
+        with self._lock:
+            idle = not self._jobs
+            self._jobs.extend(jobs)
+            if idle and self.has_next():  # else the first one is waited for, or not, as before
                 self._changed.notify()
 
-    def ready(self, job: Job, parts: list[Buffer]) -> None:
+    def ready(self, job: J, parts: Sequence[Buffer]) -> None:
         """The parts of a job are all there."""
-        with self._changed:
+        with self._lock:
             job.parts = parts
-            self._changed.notify()
+            if self._jobs and self._jobs[0] is job:
+                self._changed.notify()
 
-    def cancel(self, match: Callable[[Job], bool]) -> list[Job]:
+    def cancel(self, match: Callable[[J], bool]) -> list[J]:
         """Take out the jobs that have not started and match; returns them."""
-        with self._changed:
-            taken = [job for job in self._jobs if match(job)]
-            self._jobs = deque(job for job in self._jobs if job not in taken)
-            self._changed.notify()  # the first one may be another now
+        taken: list[J] = []
+        with self._lock:
+            left: deque[J] = deque()
+            for job in self._jobs:
+                (taken if match(job) else left).append(job)
+            if taken:
+                self._jobs = left
+                self._changed.notify()  # the first one may be another now
         return taken
 
-    def interrupt(self, id: str = "", timeout: float = 0.0) -> bool:
-        """Raise KeyboardInterrupt in the running command.
+    def interrupt(self, id: str = "") -> bool:
+        """Raise KeyboardInterrupt in the running job.
 
         Parameters
         ----------
         id : str
             Only if it is this one; empty: whichever runs.
-        timeout : float
-            Where above 0, the command ends with `CommandTimeout` instead.
 
         Returns
         -------
         bool
-            Whether there was such a command, and this loop can interrupt it.
+            Whether there was such a job, and this loop can interrupt it.
         """
-        with self._changed:
+        return self._strike(lambda job: id in ("", job.id))
+
+    def expire(self, job: J) -> bool:
+        """The same, for `job` alone, because its time is up."""
+        return self._strike(lambda running: running is job, overdue=True)
+
+    def _strike(self, match: Callable[[J], bool], overdue: bool = False) -> bool:
+        with self._lock:
             job = self.running
-            if job is None or self._thread is None or id not in ("", job.submit.id):
+            if job is None or self._thread is None or not match(job):
                 return False
-            if timeout > 0:
-                job.timeout = timeout
-            self._unseen = True
+            job.overdue = job.overdue or overdue
+            self._sent = self._unseen = True
             signal.pthread_kill(self._thread, signal.SIGINT)
             start, self._nudging = not self._nudging, True
         if start:
@@ -165,14 +202,14 @@ class MainLoop:
         while True:
             time.sleep(pause)
             pause = min(2 * pause, longest)
-            with self._changed:
+            with self._lock:
                 if not self._unseen or self._thread is None:
                     self._nudging = False
                     return
                 signal.pthread_kill(self._thread, NUDGE)
 
     def stop(self) -> None:
-        """End `run_forever` after the command that runs now."""
+        """End `run_forever` after the job that runs now."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -186,8 +223,8 @@ class MainLoop:
         self._thread = threading.get_ident() if main else None
         try:
             while True:
-                with self._changed:
-                    while not self._stopped and not self._head_is_ready():
+                with self._lock:
+                    while not self._stopped and not self.has_next():
                         self._changed.wait()
                     if self._stopped:
                         return
@@ -197,7 +234,7 @@ class MainLoop:
                     self._take_signals()  # user code changed it
         finally:
             if before is not None:
-                with self._changed:
+                with self._lock:
                     self._thread = None
                     self._collect_signals()
                 for number, handler in before.items():
@@ -212,39 +249,41 @@ class MainLoop:
         """Run inline what can run now; returns how many jobs that were."""
         count = 0
         while True:
-            with self._changed:
-                if self.running is not None or not self._head_is_ready():
+            with self._lock:
+                if self.running is not None or not self.has_next():
                     return count
                 job = self.running = self._jobs.popleft()
             self._run(job)
             count += 1
 
     def has_next(self) -> bool:
-        """Whether a job waits that can start now."""
-        with self._changed:
-            return self._head_is_ready()
+        """Whether a job waits that can start now. On the loop's thread, which alone takes out the first."""
+        jobs = self._jobs
+        return bool(jobs) and jobs[0].parts is not None
 
-    def _head_is_ready(self) -> bool:
-        return bool(self._jobs) and self._jobs[0].parts is not None
-
-    def _run(self, job: Job) -> None:
+    def _run(self, job: J) -> None:
         process = os.getpid()
+        self._show(job.id)
         job.started = self._now()
         try:
             parts, error = self._perform(job), None
-        except BaseException as raised:  # noqa: BLE001 -- whatever user code raises is the command's error
-            parts, error = [], raised
+        except BaseException as raised:  # noqa: BLE001 -- whatever user code raises is the job's error
+            parts, error = (), raised
         if os.getpid() != process:
             os._exit(0)  # a child that user code forked has no business here
+        status = "ok"
         if error is not None:
             # No longer inside `user_code`, so this is not interrupted.
-            parts = [_encoded(_timed_out(error, job))]
+            status, failure = job.failed(error)
+            parts = (failure,)
         job.completed = self._now()
-        with self._changed:
+        with self._lock:
             self.running = None
-            if self._thread is not None:
+            if self._sent:
                 self._collect_signals()
-        self._done(job, "ok" if error is None else "error", parts)
+        self._show("")
+        _Interrupts.pending = False  # also one that came from elsewhere
+        self._done(job, status, parts)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._unseen = False
@@ -260,53 +299,8 @@ class MainLoop:
         # Coming back from the kernel, this thread has got what was sent to it; Python
         # then calls the handler before the call returns.
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._unseen = _Interrupts.pending = False
+        self._sent = self._unseen = False
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
     """Unlike SIG_IGN, a handler ends blocking calls."""
-
-
-# -- errors as data ------------------------------------------------------------
-
-
-def _timed_out(error: BaseException, job: Job) -> BaseException:
-    if job.timeout > 0 and isinstance(error, KeyboardInterrupt):
-        return CommandTimeout(timeout=job.timeout).with_traceback(error.__traceback__)
-    return error
-
-
-def _encoded(error: BaseException) -> bytes:
-    try:
-        return encode_failure(dump_failure(error, format_traceback(error)))
-    except BaseException as second:  # noqa: BLE001 -- the error's own methods may do anything
-        name = type(error).__name__.encode("utf-8", "backslashreplace").decode()
-        return encode_failure(RemoteFailure(name, f"(its text cannot be had: {type(second).__name__})"))
-
-
-def format_traceback(error: BaseException) -> str:
-    """The traceback as text, without the frames of IPython and of this package."""
-    summary = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
-    inside = [_folder("ipython1"), _folder("IPython")]
-    _strip(summary, tuple(inside), (*inside, os.path.dirname(asyncio.__file__) + os.sep))
-    return "".join(summary.format()).rstrip("\n")
-
-
-def _folder(package: str) -> str:
-    module = sys.modules.get(package)
-    return os.path.dirname(module.__file__ or "") + os.sep if module is not None else "\0"
-
-
-def _strip(summary: Any, inside: tuple[str, ...], leading: tuple[str, ...]) -> None:
-    """Drop frames of files in `inside`, and those in `leading` before the user's first."""
-    todo, seen = [summary], set()
-    while todo:
-        item = todo.pop()
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
-        frames = list(item.stack)
-        while frames and frames[0].filename.startswith(leading):
-            del frames[0]
-        item.stack[:] = [frame for frame in frames if not frame.filename.startswith(inside)]
-        todo += [item.__cause__, item.__context__, *(getattr(item, "exceptions", None) or ())]

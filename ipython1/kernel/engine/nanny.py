@@ -30,6 +30,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
+from ipython1.kernel.engine.board import Board
 from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message, out_path
 from ipython1.kernel.processes import STOPPED, exit_words, remove_if_empty, tail
 
@@ -55,10 +56,10 @@ ENDED, NO_ENGINE, NO_CONTROLLER = 0, 1, 3
 log = logging.getLogger(__name__)
 
 
-#: uuid, cause, output, replaced: as in `records.Exited`.
-Exited = tuple[str, str, str, bool]
-#: Makes the main function of an engine, from its identity.
-EngineMain = Callable[[dict[str, Any]], Main]
+#: uuid, cause, output, replaced, running: as in `records.Exited`.
+Exited = tuple[str, str, str, bool, str]
+#: Makes the main function of an engine, from its identity and where it shows what it runs.
+EngineMain = Callable[[dict[str, Any], Board], Main]
 #: Makes the main function of an agent, from what it starts with: `Nanny.facts`.
 AgentMain = Callable[[dict[str, Any]], Main]
 
@@ -72,6 +73,7 @@ class Engine:
     log: Path
     deaths: deque[float]  # shared with those it replaces
     replaces: dict[str, str]  # uuid, cause and output of the last one that was registered
+    board: Board = field(default_factory=Board)
     child: IChild = field(init=False)
     registered: bool = False
     request: str = ""  # why we are ending it
@@ -172,14 +174,14 @@ class Nanny:
         identity = {"uuid": name, "host": self._host, "nanny": self.uuid, "wanted": id, "replaces": replaces}
         try:
             engine.child = self._zygote.fork(
-                self._engine_main(identity),
+                self._engine_main(identity, engine.board),
                 lambda message: self._engine_said(engine, message),
                 lambda status: self._engine_ended(engine, status),
                 log=engine.log,
             )
         except OSError as error:  # no more processes, memory or descriptors for us
             log.error("%s cannot be started (%s)", engine, error.strerror)
-            self._gone((name, f"could not be started: {error.strerror}", "", False))
+            self._gone((name, f"could not be started: {error.strerror}", "", False, ""))
             return
         self.engines[name] = engine
         self._tell_agent({"engines": self._pids()})
@@ -269,7 +271,7 @@ class Nanny:
         often = f"; not restarted, for it died {DEATHS} times in {PERIOD:.0f} s" if given_up else ""
         then = "; restarted" if replaced else often
         log.log(level, "%s (pid %s) %s%s%s%s", engine, engine.child.pid, cause, started, then, told)
-        exited = (engine.uuid, f"{cause}{often}", output, replaced)
+        exited = (engine.uuid, f"{cause}{often}", output, replaced, engine.board.read())
         if replaced:
             self._tell_exited(exited)
             mine = {"uuid": engine.uuid, "cause": cause, "output": output}

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, Union
 
 Buffer = Union[bytes, bytearray, memoryview]
-#: command id, kind (as in `records.Event`), text, parts
-Item = tuple[str, str, str, list[Buffer]]
+#: the job, kind (as in `records.Event`), text, parts
+Item = tuple[Any, str, str, list[Buffer]]
 
 #: What one command may print and display, in characters and bytes; the rest is dropped.
 OUTPUT_LIMIT = 32 * 1024 * 1024
@@ -85,7 +85,7 @@ class OutputBuffer:
         self._read_at = 0.0
         self._items: deque[Item] = deque()
         self._awake = False
-        self._command: str | None = None
+        self._command: Any = None
         self._owner = (0, 0)  # process and thread of the command
         self._given = 0  # by this command, of the capped kinds
         self._full = False
@@ -94,15 +94,15 @@ class OutputBuffer:
         self._gate = threading.Lock()  # released by `take` to let a waiting writer go on
         self._gate.acquire()
 
-    def begin(self, command_id: str) -> None:
-        """From now on output belongs to `command_id`, which runs on this thread."""
+    def begin(self, command: object) -> None:
+        """From now on output belongs to `command`, a job, which runs on this thread."""
         self._given, self._full = 0, False
         self._owner = (os.getpid(), threading.get_ident())
         if self._sources:
             self._reading = threading.Lock()  # an interrupt may have kept the last one from being released
             for source in self._sources:
                 source.begin()
-        self._command = command_id
+        self._command = command
 
     def end(self) -> None:
         """The command is over: output of threads it left behind belongs to nobody."""

@@ -15,6 +15,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from ipython1.kernel.engine.agent import run_agent
+from ipython1.kernel.engine.board import Board
 from ipython1.kernel.engine.descriptors import standard_outputs
 from ipython1.kernel.engine.engine import Engine
 from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
@@ -50,8 +51,11 @@ def preload() -> EngineShell:
 def engine_main(furl: str, shell: EngineShell) -> EngineMain:
     """What makes main functions of engines, for a `Nanny`."""
 
-    def make(identity: dict[str, Any]) -> Any:
-        return lambda end: EngineProcess(fresh_reactor(), identity, end, FoolscapDialer(furl), shell).run()
+    def make(identity: dict[str, Any], board: Board) -> Any:
+        def main(end: socket.socket) -> int:
+            return EngineProcess(fresh_reactor(), identity, end, FoolscapDialer(furl), shell, board).run()
+
+        return main
 
     return make
 
@@ -81,10 +85,18 @@ class EngineProcess:
         Ways to the controller.
     shell : EngineShell
         Runs the code.
+    board : Board
+        Where the nanny sees what runs.
     """
 
     def __init__(
-        self, reactor: Any, identity: dict[str, Any], end: socket.socket, dialer: IDialer, shell: EngineShell
+        self,
+        reactor: Any,
+        identity: dict[str, Any],
+        end: socket.socket,
+        dialer: IDialer,
+        shell: EngineShell,
+        board: Board,
     ) -> None:
         self._reactor = reactor
         self._status = 0
@@ -98,6 +110,7 @@ class EngineProcess:
             self._controller_lost,
             sources=standard_outputs(),
             shared=SharedMemory(Arena()),
+            board=board,
         )
 
     def run(self) -> int:

@@ -19,7 +19,8 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from zope.interface import implementer
 
 from ipython1.kernel.engine.interactive import NoInput, QuietShell, bundle
-from ipython1.kernel.engine.mainloop import format_traceback, user_code
+from ipython1.kernel.engine.failures import format_traceback
+from ipython1.kernel.engine.mainloop import user_code
 from ipython1.kernel.engine.output import OUTPUT_LIMIT, OutputBuffer, OutputStream
 from ipython1.kernel.engine.plain import ShortCuts
 from ipython1.kernel.interfaces import IShell

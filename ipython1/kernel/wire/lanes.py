@@ -1,26 +1,36 @@
-"""The fast lane: a session's batches over a Unix socket, where both ends share a host.
+"""The fast lane: a session's batches over a plain stream, where there is a way for one.
 
-Foolscap introduces the two sides and then hands the dialling side a ticket,
-good once and not for long. With it that side opens a lane: the first frame
-each way says what was received, then both sessions go on over the lane, and
-the Foolscap link is closed. If the lane breaks, the session dials again.
+Foolscap introduces the two sides, and hands the dialling side a ticket, good
+once and not for long. With it that side tries a lane: the Unix socket of the
+cluster's folder where both ends share a host, else TLS on the port that it
+has dialled. On a lane it goes, in frames of four bytes of length and so many
+bytes,
 
-A frame is a length of four bytes and that many bytes.
+=====  =============  =========================  ===================================
+frame  from           what                       then
+=====  =============  =========================  ===================================
+1      who dialled    the ticket                 nothing has moved yet
+2      the other      last number received       the one who dialled moves
+3      who dialled    last number received       the other moves
+4      the other      an empty frame             who dialled closes the Foolscap link
+5 ...  both           batches; empty frames are a sign of life
+=====  =============  =========================  ===================================
+
+Who dialled moves first, since only that side can dial again. A lane that ends
+before frame 2 changes nothing, one that ends later makes that side dial again.
+Until frame 4 a lane ends with the Foolscap link that it was offered on: an old
+ticket never moves a session back.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import struct
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+from typing import Protocol as TypingProtocol
 
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -29,21 +39,35 @@ from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
 from ipython1.kernel.wire.session import BATCH_LIMIT
 
-#: Seconds that a ticket is good for, and that the handshake may take.
-TICKET_TIME = 20.0
+#: Ways to open a lane; the first that works is taken.
+KINDS = ("unix", "tls")
+#: Bytes of a ticket.
 TICKET_SIZE = 32
-#: Longest path of a Unix socket that every platform takes.
-PATH_LIMIT = 100
-
+#: Seconds that a lane may take to close politely.
+LINGER = 1.0
 #: Batches of up to so many bytes are written at once.
 SMALL = 64 * 1024
 
+#: The number of the last record received, in frames 2 and 3.
+COUNT = struct.Struct("!Q")
 _LENGTH = struct.Struct("!I")
-_COUNT = struct.Struct("!Q")
 #: struct ucred of the kernel: pid, uid, gid.
 _CREDENTIALS = struct.Struct("3i")
 
 log = Logger()
+
+
+class Owner(TypingProtocol):
+    """Who opened or accepted a lane, and leads through the handshake."""
+
+    def opened(self, lane: LaneLink) -> None:
+        """The lane may be used: who is there has been looked at."""
+
+    def said(self, lane: LaneLink, frame: bytes) -> None:
+        """A frame, while the lane has no sink. Raises `WireError`, which ends the lane."""
+
+    def ended(self, lane: LaneLink, why: str) -> None:
+        """The lane is gone; called once. Its sink, if it had one, was told."""
 
 
 @implementer(ILink)
@@ -53,62 +77,79 @@ class LaneLink(Protocol):  # type: ignore[misc]
     Parameters
     ----------
     clock : IReactorTime
-        The other end has `TICKET_TIME` for its first frame, from now on.
-    greet : callable
-        Called with the link and the first frame; sets `sink`, or raises
-        `WireError`.
-    limit : int
-        Largest first frame that is taken.
+    owner : Owner
     """
 
-    def __init__(self, clock: Any, greet: Callable[[LaneLink, bytes], None], limit: int) -> None:
-        self.sink: ILinkSink | None = None
-        self._handshake = clock.callLater(TICKET_TIME, self.abort)
-        self._greet = greet
-        self._limit = limit
-        self._buffer = bytearray()
-        self._open = True
+    #: Seconds after which a side that has said nothing sends a sign of life, and after how
+    #: many times that without one from the peer the lane is lost. 0: the system tells.
+    PULSE = 0.0
+    MISSED_PULSES = 4
 
     transport: Any
 
+    def __init__(self, clock: Any, owner: Owner) -> None:
+        #: Who takes the batches, from `begin` on.
+        self.sink: ILinkSink | None = None
+        self._clock = clock
+        self._owner = owner
+        self._limit = TICKET_SIZE
+        self._buffer = bytearray()
+        self._open = True
+        self._gone = False
+        self._why = ""
+        self._timer: Any = None  # of the pulse, later of closing
+        self._spoke = False
+        self._missed = 0
+
     def connectionMade(self) -> None:
-        """Only processes of this user may talk here."""
-        uid = _peer_uid(self.transport.getHandle())
-        if uid is not None and uid != os.getuid():
-            log.warn("uid {uid} is not allowed on this lane", uid=uid)
-            self.close()
+        """May be used at once."""
+        self._owner.opened(self)
+
+    def begin(self, sink: ILinkSink) -> None:
+        """End the handshake: what comes in now is batches."""
+        self.sink = sink
+        self._limit = BATCH_LIMIT
+        if self.PULSE and self._open:
+            self._timer = self._clock.callLater(self.PULSE, self._pulse)
 
     def send(self, batch: bytes) -> None:
         """See `ILink`."""
         if self._open:
+            self._spoke = True
             self.transport.writeSequence((_LENGTH.pack(len(batch)), batch))
-            if len(batch) <= SMALL:
+            stream = self._stream
+            if len(batch) <= SMALL and not stream.disconnecting:
                 # Now, not a turn of the reactor later: 5 % of a small command. Errors stay for the
                 # reactor to find.
-                self.transport.doWrite()
+                stream.doWrite()
 
     def close(self) -> None:
-        """See `ILink`. What was sent before still goes out."""
-        self._open = False
-        if self.transport is not None:
+        """See `ILink`. What was sent before still goes out, if the peer takes it soon."""
+        if self._open:
+            self._open = False
+            self._stop_timer()
+            self._timer = self._clock.callLater(LINGER, self.transport.abortConnection)
             self.transport.loseConnection()
 
-    def abort(self) -> None:
-        """End the connection at once."""
-        self._open = False
-        if self.transport is not None:
+    def abort(self, why: str) -> None:
+        """End the connection at once, for a reason that the owner hears."""
+        if not self._gone:
+            self._open = False
+            self._why = self._why or why
             self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
         """Take the whole frames out of what came."""
+        if not self._open:
+            return
+        self._missed = 0
         buffer = self._buffer
         buffer += data
         start = 0
         while self._open and len(buffer) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(buffer, start)
             if size > self._limit:
-                log.warn("a frame of {size} bytes on a lane", size=size)
-                self.abort()
+                self._refuse(f"a frame of {size} bytes")
                 break
             end = start + _LENGTH.size + size
             if end > len(buffer):
@@ -118,119 +159,67 @@ class LaneLink(Protocol):  # type: ignore[misc]
             self._take(frame)
         del buffer[:start]
 
-    def _take(self, frame: bytes) -> None:
-        try:
-            if self.sink is None:
-                self.end_handshake()
-                self._greet(self, frame)
-                self._limit = BATCH_LIMIT
-            else:
-                self.sink.batch_received(frame)
-        except WireError as error:
-            log.warn("a lane is closed: {error}", error=error)
-            self.abort()
-        except Exception:  # noqa: BLE001 -- Twisted would end the lane as well, but not say whose it was
-            log.failure("a batch was not handled, its lane is closed")
-            self.abort()
-
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008
-        """Tell the session."""
+        """Tell sink and owner."""
         self._open = False
-        self.end_handshake()
+        self._gone = True
+        self._stop_timer()
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.link_lost(self)
+        self._owner.ended(self, self._why or reason.getErrorMessage())
 
-    def end_handshake(self) -> None:
-        """It has said something, or never will."""
-        if self._handshake.active():
-            self._handshake.cancel()
+    @property
+    def _stream(self) -> Any:
+        """What writes to the socket."""
+        return self.transport
 
+    def _take(self, frame: bytes) -> None:
+        try:
+            if self.sink is None:
+                self._owner.said(self, frame)
+            elif frame:
+                self.sink.batch_received(frame)
+        except WireError as error:
+            self._refuse(str(error))
+        except Exception:  # noqa: BLE001 -- Twisted would end the lane as well, but not say whose it was
+            log.failure("a batch was not handled, its lane is closed")
+            self.abort("a batch was not handled")
 
-class LaneServer:
-    """The controller's end: a Unix socket, and the tickets that are out.
+    def _refuse(self, why: str) -> None:
+        if self.sink is not None:  # else the owner decides how much is said of it
+            log.warn("a lane is closed: {why}", why=why)
+        self.abort(why)
 
-    Parameters
-    ----------
-    reactor : IReactorUNIX and IReactorTime
-    path : Path
-        Of the socket, in a folder that only this user can enter.
-    """
+    def _pulse(self) -> None:
+        self._missed += 1
+        if self._missed > self.MISSED_PULSES:
+            self._timer = None
+            self.abort("no sign of life")
+            return
+        if not self._spoke:
+            self.send(b"")
+        self._spoke = False
+        self._timer = self._clock.callLater(self.PULSE, self._pulse)
 
-    def __init__(self, reactor: Any, path: Path) -> None:
-        self._reactor = reactor
-        self.path = path
-        self._tickets: dict[bytes, tuple[ILinkSink, Any]] = {}
-        path.unlink(missing_ok=True)  # of a controller that was killed
-        factory = Factory.forProtocol(self._incoming)
-        factory.noisy = False
-        self._port = reactor.listenUNIX(os.fspath(path), factory, mode=0o600)
-
-    def ticket(self, sink: ILinkSink) -> bytes:
-        """A ticket that moves the session behind `sink` to a lane."""
-        token = secrets.token_bytes(TICKET_SIZE)
-        self._tickets[token] = (sink, self._reactor.callLater(TICKET_TIME, self._tickets.pop, token, None))
-        return token
-
-    def withdraw(self, token: bytes) -> None:
-        """A ticket is good no longer, if it still was."""
-        _, expiry = self._tickets.pop(token, (None, None))
-        if expiry is not None and expiry.active():
-            expiry.cancel()
-
-    def stop(self) -> Deferred[None]:
-        """Close the socket; lanes that are open stay."""
-        for token in list(self._tickets):
-            self.withdraw(token)
-        return maybeDeferred(self._port.stopListening)
-
-    def _incoming(self) -> LaneLink:
-        return LaneLink(self._reactor, self._greeted, TICKET_SIZE + _COUNT.size)
-
-    def _greeted(self, link: LaneLink, frame: bytes) -> None:
-        token = frame[:TICKET_SIZE]
-        if token not in self._tickets or len(frame) != TICKET_SIZE + _COUNT.size:
-            raise WireError(reason="no such ticket")
-        sink, _ = self._tickets[token]
-        self.withdraw(token)
-        (received,) = _COUNT.unpack(frame[TICKET_SIZE:])
-        link.sink = sink
-        link.send(_COUNT.pack(sink.received))
-        sink.attach(link, received)
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
 
-def open_lane(reactor: Any, path: str, token: bytes, sink: ILinkSink) -> None:
-    """Move the session behind `sink` to the lane at `path`, where that can be reached from here.
+class UnixLane(LaneLink):
+    """A lane over a Unix socket, between processes of one user."""
 
-    Where it can't, nothing happens: the session goes on over its present link.
-    """
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return  # another host
-    if status.st_uid != os.getuid() or len(token) != TICKET_SIZE:
-        return
-
-    def greeted(link: LaneLink, frame: bytes) -> None:
-        if len(frame) != _COUNT.size:
-            raise WireError(reason="not a lane")
-        link.sink = sink
-        sink.attach(link, _COUNT.unpack(frame)[0])
-
-    def connected(link: LaneLink) -> None:
-        link.send(token + _COUNT.pack(sink.received))
-
-    def failed(failure: Failure) -> None:
-        link.end_handshake()
-        log.debug("no lane to {path}: {reason}", path=path, reason=failure.getErrorMessage())
-
-    link = LaneLink(reactor, greeted, _COUNT.size)
-    factory = Factory.forProtocol(lambda: link)
-    factory.noisy = False
-    UNIXClientEndpoint(reactor, path).connect(factory).addCallbacks(connected, failed)
+    def connectionMade(self) -> None:
+        """Only processes of this user may talk here."""
+        uid = peer_uid(self.transport.getHandle())
+        if uid is not None and uid != os.getuid():
+            self.abort(f"uid {uid} is not allowed here")
+        else:
+            super().connectionMade()
 
 
-def _peer_uid(handle: socket.socket) -> int | None:
+def peer_uid(handle: socket.socket) -> int | None:
     """Uid of the process at the other end of a Unix socket; None where the platform does not tell."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:

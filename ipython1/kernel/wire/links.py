@@ -1,4 +1,4 @@
-"""Links over Foolscap: the controller's doors, and how the others dial them.
+"""Links over Foolscap, and how to dial the controller's doors.
 
 Behind each FURL stands a door. Whoever holds the FURL knocks, with a `Hello`
 and a link of its own; the door answers with a `Welcome` and its own link, or
@@ -9,7 +9,8 @@ All that crosses Foolscap is bytes, and the references to the two links.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator
+from functools import partial
 from typing import Any
 
 from foolscap.api import (
@@ -24,15 +25,8 @@ from foolscap.constraint import ByteStringConstraint
 from foolscap.pb import Tub
 from foolscap.tokens import BananaError, NegotiationError, RemoteNegotiationError, Violation
 from OpenSSL import SSL
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredList,
-    execute,
-    fail,
-    inlineCallbacks,
-)
-from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost, ConnectionRefusedError
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, inlineCallbacks
+from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -40,34 +34,23 @@ from zope.interface import implementer
 from ipython1.kernel.error import (
     BadFURL,
     ConnectionFailed,
-    LaunchError,
     NobodyListening,
     NotAllowed,
     WireError,
     WrongController,
 )
-from ipython1.kernel.files import ClusterFiles, write_private
-from ipython1.kernel.interfaces import IDialer, IDoor, ILink, ILinkSink
-from ipython1.kernel.wire.lanes import PATH_LIMIT, LaneServer, open_lane
+from ipython1.kernel.interfaces import IDialer, ILink, ILinkSink
+from ipython1.kernel.wire.bounds import Crowd
+from ipython1.kernel.wire.lanes import KINDS, TICKET_SIZE
+from ipython1.kernel.wire.moving import Move, Trust, Way, tls_way, unix_way
 from ipython1.kernel.wire.session import BATCH_LIMIT
-from ipython1.kernel.wire.tubs import (
-    load_certificate,
-    make_certificate,
-    make_tub,
-    open_port,
-    publish,
-    reactor,
-    split_furl,
-    split_location,
-    why_not_listening,
-)
+from ipython1.kernel.wire.tlslane import certificate_of
+from ipython1.kernel.wire.tubs import make_certificate, make_tub, reactor, split_furl
 
 #: Bytes of one argument at most: a batch, and the numbers around its records.
 ARGUMENT_LIMIT = BATCH_LIMIT + 64 * 1024
 BYTES = ByteStringConstraint(ARGUMENT_LIMIT)
-
-#: The Unix socket of the lanes, in the cluster's folder ``run``.
-LANE = "lane.sock"
+SHORT = ByteStringConstraint(1024)
 
 log = Logger()
 
@@ -81,8 +64,11 @@ class RILink(RemoteInterface):
         """Take a batch; called with ``callRemoteOnly``, there is no answer."""
         return None
 
-    def offer_lane(path=BYTES, ticket=BYTES):  # type: ignore[no-untyped-def]  # noqa: N805
-        """A faster way, see `lanes`; from the controller, with ``callRemoteOnly``."""
+    def offer_lane(path=SHORT, tls=bool, ticket=SHORT):  # type: ignore[no-untyped-def]  # noqa: N805
+        """A faster way, see `lanes`; from the controller, with ``callRemoteOnly``.
+
+        The path of a Unix socket, or nothing, and whether this port takes TLS lanes.
+        """
         return None
 
 
@@ -106,18 +92,32 @@ class FoolscapLink(Referenceable):  # type: ignore[misc]
     Its sink hears ``link_lost`` exactly once after it was connected, whoever ended it.
     """
 
-    def __init__(self, sink: ILinkSink | None = None, on_lost: Callable[[], None] | None = None) -> None:
-        self._dialled = sink is not None
-        self._withdraw: Callable[[], None] = lambda: None
+    def __init__(self, sink: ILinkSink | None = None, on_lost: Callable[[], None] = lambda: None) -> None:
         #: Who hears what comes in; batches that come before there is one are dropped.
         self.sink = sink
+        #: Called, maybe twice, when the link is closed here or lost.
+        self.at_end: Callable[[], None] = lambda: None
+        #: Fires with the path, whether there are TLS lanes, and the ticket, if a lane is offered.
+        self.offered: Deferred[tuple[str, bool, bytes]] = Deferred()
         self._on_lost = on_lost
         self._remote: Any = None
+        self._held = False
+        self._closed = False
 
     def connect(self, remote: Any) -> None:
         """Send to `remote`, the other end of the link, from now on."""
         self._remote = remote
         remote.notifyOnDisconnect(self._lost)
+
+    @property
+    def open(self) -> bool:
+        """Whether it is of use."""
+        return self._remote is not None and not self._closed
+
+    @property
+    def transport(self) -> Any:
+        """The connection, while the link lasts."""
+        return self._remote.tracker.broker.transport
 
     def send(self, batch: bytes) -> None:
         """See `ILink`."""
@@ -130,12 +130,25 @@ class FoolscapLink(Referenceable):  # type: ignore[misc]
 
     def close(self) -> None:
         """See `ILink`. What was sent before still goes out, if the peer takes it soon."""
+        if self._held:
+            return
+        self._closed = True
+        self.at_end()
         if self._remote is not None and self._remote.isConnected():
             self._remote.tracker.broker.shutdown(Failure(ConnectionDone("the link was closed")))
 
+    def hold(self) -> None:
+        """Stay open though told to close, until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Close."""
+        self._held = False
+        self.close()
+
     def remote_deliver(self, batch: bytes) -> None:
         """A batch from the peer."""
-        if self.sink is None:
+        if self.sink is None or self._closed:
             return
         try:
             self.sink.batch_received(batch)
@@ -146,23 +159,21 @@ class FoolscapLink(Referenceable):  # type: ignore[misc]
             log.failure("a batch was not handled, its link is closed")
             self.close()
 
-    def offer_lane(self, lanes: LaneServer, sink: ILinkSink) -> None:
+    def offer_lane(self, path: str, tls: bool, ticket: bytes) -> None:
         """Invite the peer to move to a lane."""
-        ticket = lanes.ticket(sink)
-        self._withdraw = lambda: lanes.withdraw(ticket)
-        self._remote.callRemoteOnly("offer_lane", os.fsencode(lanes.path), ticket)
+        self._remote.callRemoteOnly("offer_lane", os.fsencode(path), tls, ticket)
 
-    def remote_offer_lane(self, path: bytes, ticket: bytes) -> None:
-        """Move there, if we are the ones who dialled, and on the controller's host."""
-        if self.sink is not None and self._dialled:
-            open_lane(reactor, os.fsdecode(path), ticket, self.sink)
+    def remote_offer_lane(self, path: bytes, tls: bool, ticket: bytes) -> None:
+        """Keep it; it may come before the answer to the knock."""
+        if not self.offered.called and len(ticket) == TICKET_SIZE:
+            self.offered.callback((os.fsdecode(path), tls, ticket))
 
     def _lost(self) -> None:
         sink, self.sink = self.sink, None
         self._remote = None
-        self._withdraw()
-        if self._on_lost is not None:
-            self._on_lost()
+        self._held = False
+        self.at_end()
+        self._on_lost()
         if sink is not None:
             sink.link_lost(self)
 
@@ -182,10 +193,15 @@ class FoolscapDialer:
         Text of a FURL. Where it is not one, `dial` says so.
     connect_timeout : float
         Seconds from dialling to the answer.
+    lanes : container of str
+        Which of the `lanes.KINDS` a session may move to.
     """
 
-    def __init__(self, furl: str, *, connect_timeout: float = 10.0) -> None:
+    def __init__(self, furl: str, *, connect_timeout: float = 10.0, lanes: Container[str] = KINDS) -> None:
         self._furl = furl.strip()
+        self._lanes = lanes
+        self._trust = Trust(reactor)
+        self._moves: Crowd[Move] = Crowd()
         self._timeout = connect_timeout
         self._certificate = make_certificate()
         self._dialling: dict[Tub, Deferred[Any]] = {}
@@ -221,6 +237,7 @@ class FoolscapDialer:
         def ended(result: Any) -> Any:
             self._dialling.pop(tub, None)
             if not isinstance(result, Failure):
+                link.offered.addCallback(self._move, link, sink)
                 return result
             self._drop(tub)
             return Failure(self._explain(result.value))
@@ -253,9 +270,38 @@ class FoolscapDialer:
         self._closed = True
         for deferred in list(self._dialling.values()):
             deferred.cancel()
+        for move in self._moves:
+            move.close()
         for tub in list(self._running):
             self._drop(tub)
-        return DeferredList([_after(end) for end in self._stopping.values()]).addCallback(lambda _: None)
+        ends = [after(end) for end in self._stopping.values()]
+        return DeferredList([*ends, self._moves.empty()]).addCallback(lambda _: None)
+
+    def _move(self, offer: tuple[str, bool, bytes], link: FoolscapLink, sink: ILinkSink) -> None:
+        """Try to get the session to a lane."""
+        if not link.open:
+            return
+        path, tls, ticket = offer
+        ways: list[Way] = []
+        if path and "unix" in self._lanes:
+            ways.append(partial(unix_way, path))
+        if tls and "tls" in self._lanes and self._trust:
+            peer = link.transport.getPeer()
+            ways.append(partial(tls_way, peer.host, peer.port, certificate_of(link.transport)))
+        if not ways:
+            return
+
+        def ended(move: Move) -> None:
+            self._moves.discard(move)
+            if move.tls_since is not None:
+                self._trust.ended(move.tls_since)
+            if not move.settled and not self._closed:
+                log.info("no lane to {address}: {why}", address=self.address, why=move.why)
+
+        move = Move(reactor, link, sink, ticket, ways, ended)
+        link.at_end = move.old_lost
+        self._moves.add(move)
+        move.start()
 
     def _drop(self, tub: Tub) -> None:
         if tub not in self._running:
@@ -298,161 +344,8 @@ class FoolscapDialer:
         return self._failed(str(error).rstrip(".") or type(error).__name__)
 
 
-# -- the controller's side -----------------------------------------------------------
-
-
-@implementer(RIDoor)  # type: ignore[misc]
-class _Door(Referenceable):  # type: ignore[misc]
-    """An `IDoor`, within reach of those who hold its FURL."""
-
-    def __init__(self, door: IDoor, lanes: LaneServer | None) -> None:
-        self._door = door
-        self._lanes = lanes
-
-    def remote_knock(self, hello: bytes, peer: Any) -> tuple[bytes, FoolscapLink | None]:
-        """Let the door decide."""
-        link = FoolscapLink()
-        link.connect(peer)
-        try:
-            answer, sink = self._door.knock(hello, link)
-        except WireError as error:
-            log.warn("somebody knocked with something else than a hello: {error}", error=error)
-            raise WireError(reason="not a hello") from None
-        except Exception:  # noqa: BLE001 -- its text is not for the peer
-            log.failure("a hello was not handled")
-            raise WireError(reason="the hello was not handled") from None
-        link.sink = sink
-        if sink is None:
-            return answer, None
-        if self._lanes is not None:
-            link.offer_lane(self._lanes, sink)
-        return answer, link
-
-
-class Listener:
-    """The controller's port, open until `stop`.
-
-    Attributes
-    ----------
-    host : str
-        Where others find it; the first location in the FURLs.
-    port : int
-        The port that is listened on.
-    furls : dict
-        The FURL of each kind.
-    """
-
-    def __init__(
-        self, tub: Tub, host: str, port: int, furls: dict[str, str], lanes: LaneServer | None
-    ) -> None:
-        self.host = host
-        self.port = port
-        self.furls = furls
-        self._tub = tub
-        self._lanes = lanes
-        self._stopped: Deferred[None] | None = None
-
-    def stop(self) -> Deferred[None]:
-        """Close the port and every link; fires when nothing of them is left."""
-        if self._stopped is None:
-            stopped: Deferred[None] = Deferred()
-            self._stopped = stopped
-            # The port first, lest somebody comes in while the others are shown out.
-            ports = [self._tub.stopListeningOn(each) for each in self._tub.getListeners()]
-            closed = DeferredList([*ports, *([self._lanes.stop()] if self._lanes is not None else [])])
-            closed.addCallback(lambda _: self._tub.stopService())
-            closed.addBoth(lambda _: stopped.callback(None))
-        return _after(self._stopped)
-
-
-def _after(event: Deferred[None]) -> Deferred[None]:
+def after(event: Deferred[None]) -> Deferred[None]:
     """A Deferred of its own for each who waits for `event`."""
     waiter: Deferred[None] = Deferred()
     event.addCallback(lambda _: waiter.callback(None))
     return waiter
-
-
-def serve(
-    reactor: Any,
-    files: ClusterFiles,
-    doors: Mapping[str, IDoor],
-    *,
-    ip: str = "127.0.0.1",
-    port: int = 10105,
-    location: str | None = None,
-    lanes: bool = True,
-) -> Deferred[Listener]:
-    """Open the controller's port, and write the FURL files of its doors.
-
-    The certificate and the secrets of the FURLs are those of the last time, so
-    that FURLs stay good when the controller is restarted.
-
-    Parameters
-    ----------
-    reactor : IReactorTCP
-    files : ClusterFiles
-        Where the files are kept; the folders are made.
-    doors : dict
-        One `IDoor` for each kind of FURL.
-    ip : str
-        Address to listen on; ``0.0.0.0`` or ``::`` for all.
-    port : int
-        Port to listen on; 0 for any that is free.
-    location : str, optional
-        What stands in the FURLs: one or more ``host`` or ``host:port``, with
-        commas between; `ip` and the port where not given.
-    lanes : bool
-        Whether peers on this host are invited to a Unix socket.
-
-    Returns
-    -------
-    Deferred of Listener
-        Fails with `LaunchError`.
-    """
-    return execute(_serve, reactor, files, doors, ip, port, location, lanes)
-
-
-def _serve(
-    reactor: Any,
-    files: ClusterFiles,
-    doors: Mapping[str, IDoor],
-    ip: str,
-    port: int,
-    location: str | None,
-    with_lanes: bool,
-) -> Listener:
-    try:
-        places = split_location(location or ip)
-    except ValueError as error:
-        raise _not_started(str(error)) from None
-    try:
-        files.create()
-        certificate = load_certificate(files)
-        tub = make_tub(certificate)
-    except OSError as error:
-        raise _not_started(f"{error.filename} cannot be used ({error.strerror})") from None
-    except ValueError:
-        raise _not_started(
-            f"{files.certificate} is damaged. Delete it; the FURL files are then made anew"
-        ) from None
-    try:
-        bound = open_port(reactor, tub, ip, port)
-    except CannotListenError as error:
-        raise _not_started(why_not_listening(error, ip, port)) from None
-    tub.setLocation(*(f"tcp:{host}:{given or bound}" for host, given in places))
-    tub.startService()
-    lanes = None
-    try:
-        write_private(files.certificate, certificate)
-        path = files.run / LANE
-        if with_lanes and len(os.fsencode(path)) <= PATH_LIMIT and hasattr(reactor, "listenUNIX"):
-            lanes = LaneServer(reactor, path)
-        furls = {kind: publish(tub, _Door(door, lanes), files.furl(kind)) for kind, door in doors.items()}
-    except OSError as error:
-        tub.stopService()
-        raise _not_started(f"{files.security} cannot be written to ({error.strerror})") from None
-    return Listener(tub, places[0][0], bound, furls, lanes)
-
-
-def _not_started(reason: str) -> LaunchError:
-    return LaunchError(what="The controller", reason=reason)

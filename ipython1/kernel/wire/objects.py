@@ -22,6 +22,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from ipython1.kernel.error import RemoteFailure, SerializationError
+from ipython1.kernel.wire.whole_bytes import outside
 
 Buffer = Union[bytes, bytearray, memoryview]
 
@@ -100,7 +101,7 @@ def _writable_alias(array: Any) -> Any:
     return flat.view(array.dtype).reshape(array.shape, order=order)
 
 
-def dumps(obj: Any, what: str = "the object") -> list[bytes | memoryview]:
+def dumps(obj: Any, what: str = "the object", own: int = 0) -> list[bytes | memoryview]:
     """Pickle `obj`.
 
     Parameters
@@ -108,6 +109,8 @@ def dumps(obj: Any, what: str = "the object") -> list[bytes | memoryview]:
     obj : object
     what : str
         What to call it in an error.
+    own : int
+        Levels of containers in `obj` that only the caller knows.
 
     Returns
     -------
@@ -120,7 +123,7 @@ def dumps(obj: Any, what: str = "the object") -> list[bytes | memoryview]:
     SerializationError
         Some part of `obj` cannot be pickled.
     """
-    return _dump(obj, what)[0]
+    return _dump(obj, what, own)[0]
 
 
 def dumps_call(
@@ -134,12 +137,12 @@ def dumps_call(
         As `dumps`, and at the end one more part for `loads_call`.
     """
     name = getattr(f, "__qualname__", None) or type(f).__qualname__
-    parts, codes = _dump((f, tuple(args), dict(kwargs or {})), f"the call of {name}")
+    parts, codes = _dump((f, tuple(args), dict(kwargs or {})), f"the call of {name}", own=2)
     parts.append(pickle.dumps(list(_source_texts(codes)), protocol=5))
     return parts
 
 
-def _dump(obj: Any, what: str) -> tuple[list[bytes | memoryview], list[types.CodeType]]:
+def _dump(obj: Any, what: str, own: int) -> tuple[list[bytes | memoryview], list[types.CodeType]]:
     buffers: list[memoryview] = []
 
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -155,7 +158,7 @@ def _dump(obj: Any, what: str) -> tuple[list[bytes | memoryview], list[types.Cod
     with io.BytesIO() as file:
         pickler = _Pickler(file, stays_inside)
         try:
-            pickler.dump(obj)
+            pickler.dump(outside(obj, OUT_OF_BAND, own))
         except Exception as error:
             raise SerializationError(what=what, reason=_reason(error)) from error
         return [file.getvalue(), *buffers], pickler.codes
@@ -207,6 +210,8 @@ class _Unpickler(pickle.Unpickler):
 _MAKE = (_cloudpickle.__name__, _cloudpickle._make_function.__name__)
 _SET_STATE = (_cloudpickle.__name__, _cloudpickle._function_setstate.__name__)
 _REFERENCE = (__name__, _reference.__name__)
+#: Names in pickles that need more than `pickle.loads`.
+_SPECIAL = (_reference.__name__.encode(), _cloudpickle._function_setstate.__name__.encode())
 
 
 def _writable(parts: Iterable[Buffer]) -> list[Buffer]:
@@ -234,21 +239,50 @@ def loads_call(
     NameError
         A `Reference` to a name that `user_ns` lacks.
     """
+    return _load_call(parts, Loans(user_ns))
 
-    def lookup(name: str) -> Any:
-        if name not in user_ns:
-            raise NameError(f"name {name!r} is not defined", name=name)
-        return user_ns[name]
 
-    def set_state(f: types.FunctionType, state: Any) -> None:
-        _cloudpickle._function_setstate(f, state)
-        _lend(f, user_ns)
+def loads_lasting_call(
+    parts: Sequence[Buffer], user_ns: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Loans]:
+    """The same for a call that is made more than once: `Loans.renew` brings it up to date."""
+    loans = Loans(user_ns)
+    return (*_load_call(parts, loans), loans)
 
+
+def loads_arguments(
+    parts: Sequence[Buffer], user_ns: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments ``(args, kwargs)`` in `parts`, as `dumps` made them; otherwise as `loads_call`."""
+    raw = parts[0]
+    if type(raw) is bytes and not any(name in raw for name in _SPECIAL):  # 1 us, not 4
+        if len(parts) == 1:
+            return pickle.loads(raw)  # type: ignore[no-any-return]
+        return loads(parts)  # type: ignore[no-any-return]
+    return _unpickler(parts, Loans(user_ns)).load()  # type: ignore[no-any-return]
+
+
+def _load_call(
+    parts: Sequence[Buffer], loans: Loans
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     *inner, sources = parts
     for filename, first, text in pickle.loads(sources):
         _remember_source(filename, first, text)
-    f, args, kwargs = _Unpickler(inner, {_REFERENCE: lookup, _SET_STATE: set_state}).load()
+    f, args, kwargs = _unpickler(inner, loans).load()
     return f, args, kwargs
+
+
+def _unpickler(parts: Sequence[Buffer], loans: Loans) -> _Unpickler:
+    def lookup(name: str) -> Any:
+        if name not in loans.user_ns:
+            raise NameError(f"name {name!r} is not defined", name=name)
+        return loans.user_ns[name]
+
+    def set_state(f: types.FunctionType, state: Any) -> None:
+        _cloudpickle._function_setstate(f, state)
+        loans.lend(f)
+
+    return _Unpickler(parts, {_REFERENCE: lookup, _SET_STATE: set_state})
 
 
 def loads_functions(parts: Sequence[Buffer], user_ns: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +327,7 @@ def _adoption(
     def set_state(f: types.FunctionType, state: Any) -> None:
         if f.__globals__ is not user_ns:
             _cloudpickle._function_setstate(f, state)
-            _lend(f, user_ns)
+            Loans(user_ns).lend(f)
             return
         attributes, slots = state
         for name, value in slots["__globals__"].items():
@@ -323,12 +357,48 @@ def _home(value: Any) -> str:
     return str(value.__module__)
 
 
-def _lend(f: types.FunctionType, user_ns: dict[str, Any]) -> None:
-    """Give `f` the names it uses and does not have. Done once, so that calls stay fast."""
-    own = f.__globals__
-    for name in _names(f.__code__):
-        if name in user_ns and name not in own and not hasattr(builtins, name):
-            own[name] = user_ns[name]
+class Loans:
+    """The names that functions have from a namespace, because they use them and brought none.
+
+    They are put among the functions' own, so that calls are fast, and brought
+    up to date where a function lives longer than one call.
+
+    Parameters
+    ----------
+    user_ns : dict
+        The namespace.
+    """
+
+    def __init__(self, user_ns: dict[str, Any]) -> None:
+        self.user_ns = user_ns
+        self._lacked: dict[tuple[int, str], dict[str, Any]] = {}  # by name: the globals of functions
+        self._lent: dict[tuple[int, str], Any] = {}
+
+    def lend(self, f: types.FunctionType) -> None:
+        """Give `f` the names it lacks."""
+        own = f.__globals__
+        for name in _names(f.__code__):
+            if name not in own and not hasattr(builtins, name):
+                self._lacked[id(own), name] = own
+                self._renew((id(own), name), own)
+
+    def renew(self) -> None:
+        """Lend again what has changed in the namespace."""
+        for key, own in self._lacked.items():
+            self._renew(key, own)
+
+    def _renew(self, key: tuple[int, str], own: dict[str, Any]) -> None:
+        name = key[1]
+        lent = self._lent.get(key, _NOTHING)
+        if own.get(name, _NOTHING) is not lent:
+            return  # the function itself has set it, or removed it
+        if name in self.user_ns:
+            own[name] = self._lent[key] = self.user_ns[name]
+        elif lent is not _NOTHING:
+            del own[name], self._lent[key]
+
+
+_NOTHING = object()
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

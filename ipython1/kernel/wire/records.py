@@ -169,7 +169,7 @@ class Batch(Record):
     """What tasks have in common; each is a `Work` item. Engines get it before the first of them.
 
     A task is known as ``batch#index``. `rules` is for the controller, `args`
-    for the engine; `again`: engines may have run some of its tasks.
+    for the engine.
     """
 
     tag: ClassVar[int] = 60
@@ -180,16 +180,19 @@ class Batch(Record):
     rules: bytes  # msgpack map: retries, priority, after, ...
     args: bytes  # msgpack map
     parts: Parts
-    again: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Work(Record):
-    """Tasks to run. An engine runs each attempt once; the client's own have attempt 0."""
+    """Tasks to run. An engine runs each attempt once; those of clients have attempt 0.
+
+    `again`: engines may have run them, for a controller that is gone.
+    """
 
     tag: ClassVar[int] = 61
     batch: str
     items: Items
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +351,7 @@ class Exited(Record):
     cause: str  # 'killed by signal 9 (SIGKILL)'
     output: str  # last lines of its stderr
     replaced: bool  # a new process takes over its id
+    running: str = ""  # id of the command or task that ran on it, where that is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import datetime
 import errno
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,12 @@ def split_location(text: str) -> list[tuple[str, str]]:
     return places
 
 
-def open_port(reactor: Any, tub: Tub, ip: str, port: int) -> int:
+def open_port(
+    reactor: Any, tub: Tub, ip: str, port: int, wrap: Callable[[Any], Any] = lambda factory: factory
+) -> int:
     """Listen for `tub`, which must not have been started, and return the number of the port.
+
+    `wrap` may put a protocol factory of its own before the one of the Tub.
 
     Raises
     ------
@@ -222,7 +227,7 @@ def open_port(reactor: Any, tub: Tub, ip: str, port: int) -> int:
     bound = _BoundPort()
     listener = tub.listenOn(bound)
     listener.noisy = False
-    bound.port = reactor.listenTCP(port, listener, backlog=BACKLOG, interface=ip)
+    bound.port = reactor.listenTCP(port, wrap(listener), backlog=BACKLOG, interface=ip)
     number: int = bound.port.getHost().port
     return number
 

@@ -1,0 +1,488 @@
+"""The reactor's side of tasks: what is on its way, and what came of it.
+
+Methods marked "any thread" are for the classes users see; everything else runs
+in the reactor thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ipython1.kernel.client.bridge import IBridge
+from ipython1.kernel.client.incoming import Arrival
+from ipython1.kernel.client.taskpending import TaskPending
+from ipython1.kernel.wire import records
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
+from ipython1.kernel.wire.codec import pack
+from ipython1.kernel.wire.records import (
+    ENGINES_LIMIT,
+    INLINE_LIMIT,
+    BlobRef,
+    Event,
+    Grant,
+    Item,
+    Outcomes,
+    Part,
+    Parts,
+    Record,
+    Result,
+    Seek,
+    Taken,
+    Withdraw,
+    Work,
+)
+
+#: Tasks and bytes of arguments in one record.
+WORK_COUNT, WORK_BYTES = 256, 256 * 1024
+#: Outcomes may be told as received together: after so many seconds, or so many of them.
+TAKEN_DELAY, TAKEN_COUNT = 0.1, 500
+#: Of these records, the last ones: they may be lost with a controller.
+TAKENS_KEPT = 50
+#: Ends of tasks remembered, for those that depend on them.
+ENDS_KEPT = 10_000
+
+
+class _Task:
+    """One task that has not ended."""
+
+    __slots__ = ("arriving", "attempt", "blobs", "events", "parts", "pending")
+
+    def __init__(self, pending: TaskPending, parts: Parts, blobs: Mapping[str, memoryview]) -> None:
+        self.pending = pending
+        self.parts = parts
+        self.blobs = blobs
+        self.attempt = 0
+        self.events = 0  # delivered
+        #: Records of this attempt that wait for their blobs, and those behind them.
+        self.arriving: deque[Arrival] | None = None
+
+
+class _Batch:
+    """The tasks of one batch. `head` is None where it is of another client."""
+
+    def __init__(self, id: str, head: records.Batch | None, rules: dict[str, Any]) -> None:
+        self.id = id
+        self.head = head
+        self.rules = rules
+        self.blobs: dict[str, memoryview] = {}
+        self.number = 0  # of the next task
+        self.tasks: dict[int, _Task] = {}
+        self.unsent: list[int] = []
+        self.taken: list[int] = []
+        self.withdrawn: list[Withdraw] = []
+        self.closed = False
+
+
+class _End(NamedTuple):
+    ok: bool
+    engine: int
+
+
+class Batches:
+    """All batches of one client.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+    bridge : IBridge
+        Carries calls into the reactor thread.
+    blobs : ChunkStore
+        For bulk bytes.
+    send : callable
+        Sends a record.
+    new_id : callable
+        Makes the id of a batch.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        bridge: IBridge,
+        blobs: ChunkStore,
+        send: Callable[[Record], None],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._clock = clock
+        self._bridge = bridge
+        self._blobs = blobs
+        self._send = send
+        self._new_id = new_id
+        self._lock = threading.Lock()  # guards `_batches` and the numbers of tasks
+        self._batches: dict[str, _Batch] = {}
+        self._ends: OrderedDict[tuple[str, int], _End] = OrderedDict()
+        self._flush_call: Any = None
+        self._unsent: dict[str, _Batch] = {}
+        self._taken_call: Any = None
+        self._takens: deque[Taken] = deque(maxlen=TAKENS_KEPT)
+        self._error: Exception | None = None
+
+    # -- any thread --------------------------------------------------------------------
+
+    def open(
+        self,
+        op: str,
+        parts: Sequence[Buffer],
+        *,
+        label: str = "",
+        timeout: float = 0.0,
+        rules: Mapping[str, Any] | None = None,
+        args: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A new batch.
+
+        Parameters
+        ----------
+        op : {'call', 'code'}
+        parts : list of buffers
+            The function, or the source text; copied.
+        label : str
+            What `status` shows.
+        timeout : float
+            Seconds that a task may run; 0: as long as it likes.
+        rules : dict, optional
+            ``retries priority after follow all when wait``, see the records.
+        args : dict, optional
+            What the engine needs besides.
+
+        Returns
+        -------
+        str
+            The id of the batch.
+        """
+        id = self._new_id()
+        split, blobs = self._blobs.split(parts, f"{id}/b", INLINE_LIMIT)
+        head = records.Batch(id, op, label, timeout, b"", pack(dict(args or {})), split)
+        batch = _Batch(id, head, dict(rules or {}))
+        batch.blobs = blobs
+        with self._lock:
+            self._batches[id] = batch
+        self._bridge.submit(self._open, batch)
+        return id
+
+    def reserve(self, batch: str, n: int = 1) -> range:
+        """Numbers for `n` tasks to come."""
+        with self._lock:
+            known = self._batches[batch]
+            first = known.number
+            known.number += n
+        return range(first, first + n)
+
+    def add(self, pending: TaskPending, slots: Sequence[int], items: Sequence[Sequence[Buffer]]) -> None:
+        """Send tasks of batch ``pending.command_id``, with these numbers and arguments."""
+        batch = self._batches[pending.command_id]
+        tasks = []
+        for index, parts in zip(slots, items, strict=True):
+            split, blobs = self._blobs.split(parts, f"{batch.id}#{index}/a", INLINE_LIMIT)
+            tasks.append((index, _Task(pending, split, blobs)))
+        self._bridge.submit(self._add, batch, tasks)
+
+    def close(self, batch: str) -> None:
+        """No more tasks will be added; the batch is forgotten when all have ended."""
+        self._bridge.submit(self._close, batch)
+
+    def withdraw(self, batch: str, indexes: Iterable[int] = (), interrupt: bool = False) -> None:
+        """Do not start these tasks (all, where none is named); interrupt those that run, if asked to."""
+        order = sorted(indexes)
+        how = "interrupt" if interrupt else "abort"
+        slices = [tuple(order[i : i + ENGINES_LIMIT]) for i in range(0, len(order), ENGINES_LIMIT)] or [()]
+        for part in slices:
+            self._bridge.submit(self._withdraw, Withdraw(batch, part, how))
+
+    def pending(self) -> list[TaskPending]:
+        """What is outstanding, each once."""
+        with self._lock:
+            batches = list(self._batches.values())
+        found = {id(task.pending): task.pending for batch in batches for task in list(batch.tasks.values())}
+        return list(found.values())
+
+    def seek(self, pending: TaskPending) -> None:
+        """Ask for the outcomes of tasks that this or another client sent."""
+        self._bridge.submit(self._seek, pending)
+
+    # -- sending -------------------------------------------------------------------------
+
+    def _open(self, batch: _Batch) -> None:
+        if self._error is None:
+            self._send_head(batch)
+
+    def _send_head(self, batch: _Batch) -> None:
+        assert batch.head is not None
+        self._send(dataclasses.replace(batch.head, rules=pack(self._rules(batch))))
+        for blob, data in batch.blobs.items():
+            self._blobs.offer(blob, data)
+
+    def _rules(self, batch: _Batch) -> dict[str, Any]:
+        """The rules, with what this client knows of the tasks they name."""
+        named = [tuple(key) for name in ("after", "follow") for key in batch.rules.get(name, ())]
+        known = [(*key, *self._ends[key]) for key in named if key in self._ends]
+        return {**batch.rules, "known": known} if known else batch.rules
+
+    def _add(self, batch: _Batch, tasks: Sequence[tuple[int, _Task]]) -> None:
+        for index, task in tasks:
+            if self._error is not None:
+                self._release(task)
+                task.pending.fail(self._error)
+                continue
+            batch.tasks[index] = task
+            batch.unsent.append(index)
+            for blob, data in task.blobs.items():
+                self._blobs.offer(blob, data)
+        if batch.unsent:
+            self._unsent[batch.id] = batch
+            if self._flush_call is None:
+                self._flush_call = self._clock.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        """Send what has come together in this turn."""
+        self._flush_call = None
+        unsent, self._unsent = self._unsent, {}
+        for batch in unsent.values():
+            indexes, batch.unsent = batch.unsent, []
+            self._send_work(batch, indexes)
+
+    def _send_work(self, batch: _Batch, indexes: Iterable[int], again: bool = False) -> None:
+        items: list[Item] = []
+        size = 0
+        for index in indexes:
+            task = batch.tasks.get(index)
+            if task is None:
+                continue
+            items.append((index, 0, task.parts))
+            size += sum(map(_size, task.parts))
+            if len(items) >= WORK_COUNT or size >= WORK_BYTES:
+                self._send(Work(batch.id, tuple(items), again))
+                items, size = [], 0
+        if items:
+            self._send(Work(batch.id, tuple(items), again))
+
+    def _close(self, id: str) -> None:
+        batch = self._batches.get(id)
+        if batch is not None:
+            batch.closed = True
+            self._finish_if_over(batch)
+
+    def _withdraw(self, record: Withdraw) -> None:
+        batch = self._batches.get(record.batch)
+        if batch is not None and self._error is None:
+            if self._flush_call is not None and batch.unsent:
+                self._flush_call.cancel()
+                self._flush()
+            batch.withdrawn.append(record)
+            self._send(record)
+
+    def _seek(self, pending: TaskPending) -> None:
+        if self._error is not None:
+            pending.fail(self._error)
+            return
+        id = pending.command_id
+        batch = self._batches.get(id)
+        if batch is None:
+            with self._lock:
+                batch = self._batches[id] = _Batch(id, None, {})
+            batch.closed = True
+        for index in pending.targets:
+            batch.tasks[index] = _Task(pending, (), {})
+        self._send_seeks(batch, pending.targets)
+
+    def _send_seeks(self, batch: _Batch, indexes: Iterable[int]) -> None:
+        order = list(indexes)
+        for start in range(0, len(order), ENGINES_LIMIT):
+            self._send(Seek(batch.id, tuple(order[start : start + ENGINES_LIMIT])))
+
+    # -- the connection ---------------------------------------------------------------------
+
+    def send_again(self) -> None:
+        """The controller does not know us: send what is unresolved."""
+        for batch in self._batches.values():
+            batch.unsent.clear()
+            if batch.head is None:
+                self._send_seeks(batch, batch.tasks)
+                continue
+            self._send_head(batch)
+            self._send_work(batch, batch.tasks, again=True)
+            for task in batch.tasks.values():
+                for blob, data in task.blobs.items():
+                    self._blobs.offer(blob, data)
+            for withdrawn in batch.withdrawn:
+                self._send(withdrawn)
+        for taken in self._takens:
+            self._send(taken)
+
+    def flush_taken(self) -> None:
+        """Tell now what is here and need not be kept."""
+        if self._taken_call is not None and self._taken_call.active():
+            self._taken_call.cancel()
+        self._taken_call = None
+        for batch in self._batches.values():
+            if batch.taken:
+                self._send_taken(batch, False)
+
+    def fail(self, error: Exception) -> None:
+        """Nothing will come any more."""
+        self._error = error
+        for call in (self._flush_call, self._taken_call):
+            if call is not None and call.active():
+                call.cancel()
+        self._flush_call = self._taken_call = None
+        outstanding = self.pending()
+        with self._lock:
+            self._batches.clear()
+        for pending in outstanding:
+            pending.fail(error)
+
+    # -- what comes ------------------------------------------------------------------------------
+
+    def outcomes(self, record: Outcomes) -> None:
+        """Tasks have ended."""
+        batch = self._batches.get(record.batch)
+        if batch is None:
+            for end in record.items:
+                self._refuse(end[6])
+            return
+        head = batch.head
+        op = head.op if head is not None else ""
+        prefix = f"{batch.id}#"
+        for index, attempt, status, started, completed, events, parts in record.items:
+            task = batch.tasks.get(index)
+            if task is None or (attempt < task.attempt and record.engine >= 0):
+                self._refuse(parts)
+                continue
+            result = Result(f"{prefix}{index}", record.engine, op, status, started, completed, events, parts)
+            if record.engine < 0:  # made up by the controller: nothing came before
+                self._refuse_arriving(task)
+                self._deliver(batch, index, task, result, parts)
+            elif task.arriving is None and task.events == events and not _has_blobs(parts):
+                self._deliver(batch, index, task, result, parts)
+            else:
+                self._arrive(batch, index, task, attempt, result)
+        self._plan_taken(batch)
+
+    def event(self, event: Event) -> None:
+        """A running task gave out something."""
+        id, _, number = event.id.partition("#")
+        batch = self._batches.get(id)
+        task = batch.tasks.get(int(number)) if batch is not None else None
+        if batch is None or task is None or event.attempt < task.attempt:
+            self._refuse(event.parts)
+            return
+        self._arrive(batch, int(number), task, event.attempt, event)
+
+    def _arrive(self, batch: _Batch, index: int, task: _Task, attempt: int, record: Event | Result) -> None:
+        """Take a record, or hold it until its blobs and those before it are here."""
+        if attempt > task.attempt:
+            if task.events:
+                task.pending.restart_slot(index)
+            self._refuse_arriving(task)
+            task.attempt, task.events = attempt, 0
+        waiting = task.arriving if task.arriving is not None else deque()
+        expected = task.events + len(waiting)
+        number = record.index if isinstance(record, Event) else record.events
+        if waiting and isinstance(waiting[-1].record, Result):
+            self._refuse(record.parts)
+            return
+        if number != expected:
+            if isinstance(record, Result) and number > expected:  # events were lost with a controller
+                self._refuse(record.parts)
+                self._send(Seek(batch.id, (index,)))
+            return
+        arrival = Arrival(record)
+        task.arriving = waiting
+        waiting.append(arrival)
+
+        def complete(parts: list[Buffer]) -> None:
+            arrival.parts = parts
+            self._deliver_arrived(batch, index, task)
+
+        def failed(error: Exception) -> None:
+            if isinstance(record, Result) and not isinstance(error, MemoryError) and batch.head is not None:
+                task.arriving = None  # its engine died with it: it runs again
+                self._send(Work(batch.id, ((index, 0, task.parts),)))
+                return
+            arrival.lost(error)
+            self._deliver_arrived(batch, index, task)
+
+        gather_parts(self._blobs, record.parts, complete, failed)
+
+    def _deliver_arrived(self, batch: _Batch, index: int, task: _Task) -> None:
+        waiting = task.arriving
+        while waiting and waiting[0].parts is not None:
+            arrival = waiting.popleft()
+            assert arrival.parts is not None
+            if isinstance(arrival.record, Event):
+                task.events += 1
+                task.pending.deliver_event(arrival.record, arrival.parts, index)
+            else:
+                self._deliver(batch, index, task, arrival.record, arrival.parts)
+                self._plan_taken(batch)
+                return
+        if not waiting:
+            task.arriving = None
+
+    def _deliver(
+        self, batch: _Batch, index: int, task: _Task, result: Result, parts: Sequence[Buffer | Part]
+    ) -> None:
+        del batch.tasks[index]
+        if task.blobs:
+            self._release(task)
+        batch.taken.append(index)
+        self._ends[batch.id, index] = _End(result.status == "ok", result.engine)
+        if len(self._ends) > ENDS_KEPT:
+            self._ends.popitem(last=False)
+        task.pending.deliver_result(result, parts, index)  # type: ignore[arg-type]
+
+    # -- what need not be kept -----------------------------------------------------------------
+
+    def _plan_taken(self, batch: _Batch) -> None:
+        if batch.closed and not batch.tasks:
+            self._finish_if_over(batch)
+        elif len(batch.taken) >= TAKEN_COUNT:
+            self._send_taken(batch, False)
+        elif self._taken_call is None and batch.taken:
+            self._taken_call = self._clock.callLater(TAKEN_DELAY, self.flush_taken)
+
+    def _finish_if_over(self, batch: _Batch) -> None:
+        if batch.tasks or not batch.closed or self._error is not None:
+            return
+        with self._lock:
+            self._batches.pop(batch.id, None)
+        for blob in batch.blobs:
+            self._blobs.release(blob)
+        if batch.head is not None:
+            self._send_taken(batch, True)
+
+    def _send_taken(self, batch: _Batch, last: bool) -> None:
+        indexes, batch.taken = batch.taken, []
+        if batch.head is None:
+            return  # another client's: it says so itself
+        slices = [indexes[i : i + ENGINES_LIMIT] for i in range(0, len(indexes), ENGINES_LIMIT)] or [[]]
+        for number, part in enumerate(slices, 1):
+            taken = Taken(batch.id, tuple(part), last and number == len(slices))
+            self._takens.append(taken)
+            self._send(taken)
+
+    def _release(self, task: _Task) -> None:
+        for blob in task.blobs:
+            self._blobs.release(blob)
+
+    def _refuse_arriving(self, task: _Task) -> None:
+        for arrival in task.arriving or ():
+            self._refuse(arrival.record.parts)
+        task.arriving = None
+
+    def _refuse(self, parts: Parts) -> None:
+        for part in parts:
+            if isinstance(part, BlobRef):
+                self._blobs.drop(part.blob)
+                self._send(Grant(part.blob, -1))
+
+
+def _size(part: Part) -> int:
+    return len(part) if type(part) is bytes else 64
+
+
+def _has_blobs(parts: Parts) -> bool:
+    return any(type(part) is BlobRef for part in parts)

@@ -1,0 +1,230 @@
+"""When a command is over: all slots have finished, it was cancelled, or nothing can come any more."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ipython1.kernel.client.arrivals import Arrivals, Buffer
+from ipython1.kernel.error import IPython1Error, TaskAborted
+from ipython1.kernel.wire.records import Event, Result
+
+
+class Core(Protocol):
+    """What a result needs of its client; see `ClientCore`."""
+
+    def wait(self, future: concurrent.futures.Future[Any], timeout: float | None) -> None: ...
+
+    def call_user(self, f: Callable[..., Any], *args: Any) -> None: ...
+
+    def abort(self, pending: Any, interrupt: bool = False) -> None: ...
+
+
+class Completion(concurrent.futures.Future[Any]):
+    """A Future that is done when its slots have finished; it knows nothing of values.
+
+    Parameters
+    ----------
+    core : ClientCore
+    arrivals : Arrivals
+        Stores what comes.
+    more : bool
+        Slots may be added, until `complete` is called.
+    """
+
+    def __init__(self, core: Core, arrivals: Arrivals, more: bool) -> None:
+        super().__init__()
+        self._core = core
+        self._arrivals = arrivals
+        self._submitted = time.monotonic()
+        self._over_at: float | None = None
+        #: Guards what follows.
+        self._guard = arrivals.guard
+        self._more = more
+        self._started = False
+        self._broken: Exception | None = None
+        self._over = False
+        self._verdict: concurrent.futures.Future[bool] | None = None
+        self._news: concurrent.futures.Future[None] | None = None
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        if not arrivals.slots:
+            self._finish_if_over()
+
+    # -- what arrives: reactor thread --------------------------------------------------------
+
+    def deliver_event(self, event: Event, parts: Sequence[Buffer], slot: int | None = None) -> None:
+        """Take something the command gave out. What came before, or leaves a gap, is ignored.
+
+        `slot` is the number of the task; None: what came belongs to its engine.
+        """
+        if not self._over and self._arrivals.event(event, parts, slot):
+            self._started = True
+            if self._verdict is not None:
+                self._decide_cancel()
+            self._tell()
+
+    def deliver_result(self, result: Result, parts: Sequence[Buffer], slot: int | None = None) -> None:
+        """Take the end of the command for one slot; the last one makes this Future done."""
+        if not self._over and self._arrivals.result(result, parts, slot):
+            if result.started:
+                self._started = True
+            if self._verdict is not None:
+                self._decide_cancel()
+            if not self._incomplete():
+                self._finish_if_over()
+            self._tell()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing will come any more, because of `error`."""
+        with self._guard:
+            if self._over:
+                return
+            self._broken = error
+        self._decide_cancel()
+        self._finish_if_over()
+
+    # -- slots that are not known from the start -------------------------------------------------
+
+    def add_slots(self, n: int) -> range:
+        """Append `n` slots to those of a result made with ``more=True``.
+
+        Returns
+        -------
+        range
+            The new ones; empty where the result is over, and nothing more is wanted.
+        """
+        with self._guard:
+            return range(0) if self._over or not self._more else self._arrivals.add(n)
+
+    def complete(self) -> None:
+        """No more slots will be added."""
+        with self._guard:
+            self._more = False
+        self._decide_cancel()
+        self._finish_if_over()
+        self._tell()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def running(self) -> bool:
+        """Whether an engine has started it, and it is not done."""
+        return self._started and not self.done()
+
+    def _incomplete(self) -> bool:
+        return self._more or self._arrivals.missing > 0
+
+    def _finish_if_over(self) -> None:
+        with self._guard:
+            unfinished = self._broken is None and self._incomplete()
+            if unfinished or self._over or self._verdict is not None:
+                return
+            self._over = True
+        self.set_result(None)  # the value comes when it is read
+        self._announce()
+
+    def _announce(self) -> None:
+        """The state is final: tell everyone who waits."""
+        self._over_at = time.monotonic()
+        with self._guard:
+            listeners, self._listeners = self._listeners, ()
+            news, self._news = self._news, None
+        for listener in listeners:
+            listener()
+        if news is not None:
+            news.set_result(None)
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def _when_over(self, listener: Callable[[], None]) -> None:
+        """Call `listener` (quick) once this is done: in the reactor thread, or now."""
+        with self._guard:
+            if not self.done():
+                self._listeners += (listener,)
+                return
+        listener()
+
+    def _tell(self) -> None:
+        """Wake those who wait for the next thing to arrive, which was stored under the guard."""
+        if self._news is None:
+            return
+        with self._guard:
+            news, self._news = self._news, None
+        if news is not None:
+            news.set_result(None)
+
+    def _next_news(self) -> concurrent.futures.Future[None]:
+        """Done at the next thing that arrives; the caller holds the guard."""
+        if self._news is None:
+            self._news = concurrent.futures.Future()
+        return self._news
+
+    def _wait_until(self, reached: Callable[[], bool]) -> None:
+        """Wait until `reached`, or until this is done."""
+        while not reached():
+            with self._guard:
+                news = None if reached() or self.done() else self._next_news()
+            if news is None:
+                return
+            self._core.wait(news, None)
+
+    # -- ending it ---------------------------------------------------------------------------
+
+    def abort(self, interrupt: bool = False) -> None:
+        """Do not start it where it has not started; interrupt it where it runs, if asked to. Never waits."""
+        if not self.done():
+            self._core.abort(self, interrupt=interrupt)
+
+    def cancel(self) -> bool:
+        """Cancel the command if no engine has started it.
+
+        Returns
+        -------
+        bool
+            False where an engine had started it. It goes on there, and
+            elsewhere ends with `TaskAborted`.
+        """
+        with self._guard:
+            verdict = self._verdict
+            asked = verdict is not None
+            if verdict is None:
+                if self._started or self.done():
+                    return self.cancelled()
+                verdict = self._verdict = concurrent.futures.Future()
+        if not asked:
+            # Until it is decided results are held: they may say TaskAborted for what was just cancelled.
+            try:
+                self._core.abort(self)
+            except IPython1Error:
+                self._conclude_cancel(False)
+            self._decide_cancel()  # what came just before does not come again
+        self._core.wait(verdict, None)
+        return verdict.result()
+
+    def _decide_cancel(self) -> None:
+        """Conclude `cancel` as soon as the engines have said enough."""
+        if self._verdict is None:
+            return
+        if self._started or self._broken is not None:
+            self._conclude_cancel(False)
+        elif not self._incomplete():
+            failures = (self._arrivals.decode(slot).failure for slot in self._arrivals.slots)
+            self._conclude_cancel(all(f is not None and f.ename == TaskAborted.__name__ for f in failures))
+
+    def _conclude_cancel(self, cancelled: bool) -> None:
+        with self._guard:
+            verdict = self._verdict
+            if verdict is None or verdict.running():
+                return
+            verdict.set_running_or_notify_cancel()  # nobody else concludes it
+        cancelled = cancelled and super().cancel()
+        with self._guard:
+            self._verdict = None
+            self._over = self._over or cancelled
+        if cancelled:
+            self.set_running_or_notify_cancel()
+            self._announce()
+        else:
+            self._finish_if_over()
+        verdict.set_result(cancelled)

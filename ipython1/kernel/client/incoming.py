@@ -1,0 +1,186 @@
+"""What arrives of commands, put in order before it is delivered.
+
+Parts that travel by themselves come later than the record that names them.
+What an engine says of a command is delivered in the order it was said, so a
+record waits for its own parts and for the records before it. After an
+interruption an engine says everything again: what was here is not taken twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ipython1.kernel.client.pending import PendingResult
+from ipython1.kernel.error import EngineDied, RemoteFailure
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
+from ipython1.kernel.wire.codec import encode_failure
+from ipython1.kernel.wire.records import (
+    BlobRef,
+    Cancel,
+    Event,
+    Fetch,
+    Grant,
+    Interrupt,
+    Record,
+    Result,
+    Submit,
+)
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """A command on its way: what to send again should the controller forget it, and what has come."""
+
+    pending: PendingResult
+    submits: list[Submit] = field(default_factory=list)
+    fetched: Fetch | None = None
+    left: set[int] = field(default_factory=set)
+    blobs: dict[str, memoryview] = field(default_factory=dict)
+    #: Events delivered, by engine.
+    events: dict[int, int] = field(default_factory=dict)
+    #: Records per engine that wait for their blobs, by number: of an event its
+    #: index, of the result the next one.
+    arriving: dict[int, dict[int, Arrival]] = field(default_factory=dict)
+    #: The user's word to end it.
+    end: Cancel | Interrupt | None = None
+    #: The engine table as it was when this went out; None: it has not gone out yet.
+    engines: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """A record, and its parts once they are all here."""
+
+    record: Event | Result
+    parts: list[Buffer] | None = None
+
+    def lost(self, error: Exception) -> None:
+        """Its parts cannot be had: what stands in its place."""
+        record = self.record
+        if isinstance(record, Event):
+            self.record = replace(
+                record, kind="stderr", text=f"\n(Some output is missing: {error}.)\n", parts=()
+            )
+            self.parts = []
+            return
+        if isinstance(error, MemoryError):
+            failure = RemoteFailure("MemoryError", f"the result cannot be received: {error}")
+        else:
+            facts: dict[str, Any] = {"engine": record.engine, "cause": str(error), "output": ""}
+            failure = RemoteFailure("EngineDied", str(EngineDied(**facts)), facts=facts)
+        self.record = replace(record, status="error", parts=())
+        self.parts = [encode_failure(failure)]
+
+
+class Incoming:
+    """Delivers records to the `PendingResult` that they belong to; reactor thread only.
+
+    Parameters
+    ----------
+    outstanding : mapping of str to Outstanding
+        What is waited for, by command id.
+    blobs : ChunkStore
+        Receives the parts that travel by themselves.
+    send : callable
+        Sends a record.
+    received : callable
+        Told of each result that is here and need not come again.
+    ended : callable
+        Told of each command and result, just before the result is delivered.
+    """
+
+    def __init__(
+        self,
+        outstanding: Mapping[str, Outstanding],
+        blobs: ChunkStore,
+        send: Callable[[Record], None],
+        received: Callable[[Result], None],
+        ended: Callable[[Outstanding, Result], None],
+    ) -> None:
+        self._outstanding = outstanding
+        self._blobs = blobs
+        self._send = send
+        self._received = received
+        self._ended = ended
+
+    def arrived(self, record: Event | Result) -> None:
+        """Deliver a record, or hold it until its blobs and those before it are here."""
+        out = self._outstanding.get(record.id)
+        if out is None or record.engine not in out.left:
+            self._refuse_blobs(record)
+            if isinstance(record, Result):
+                self._received(record)
+            return
+        waiting = out.arriving.get(record.engine)
+        if waiting is None:
+            waiting = out.arriving[record.engine] = {}
+        if isinstance(record, Event):
+            number, known = record.index, out.events.get(record.engine, 0)
+            if not known <= number <= known + len(waiting):  # seen, or after a gap: a replay follows
+                self._refuse_blobs(record)
+                return
+        else:
+            number = record.events
+        if waiting:
+            if number in waiting and waiting[number].record == record:  # a replay of what is on its way here
+                self._ask_again(record)
+                return
+            if any(later >= number for later in waiting):  # the engine died, with what was on its way
+                self._refuse_all(waiting)
+        arrival = waiting[number] = Arrival(record)
+
+        def complete(parts: list[Buffer]) -> None:
+            arrival.parts = parts
+            self._complete(out, waiting)
+
+        def failed(error: Exception) -> None:
+            arrival.lost(error)
+            self._complete(out, waiting)
+
+        gather_parts(self._blobs, record.parts, complete, failed)
+
+    def drop(self, out: Outstanding) -> None:
+        """Nothing more of this command is wanted."""
+        for waiting in out.arriving.values():
+            self._refuse_all(waiting)
+
+    def _complete(self, out: Outstanding, waiting: dict[int, Arrival]) -> None:
+        """Deliver what is whole, up to the first that is not."""
+        while waiting:
+            number, first = next(iter(waiting.items()))
+            if first.parts is None:
+                return
+            del waiting[number]
+            if isinstance(first.record, Result):
+                self._deliver(out, first.record, first.parts)
+            else:
+                out.events[first.record.engine] = number + 1
+                out.pending.deliver_event(first.record, first.parts)
+
+    def _deliver(self, out: Outstanding, result: Result, parts: list[Buffer]) -> None:
+        if result.events > out.events.get(result.engine, 0):
+            # Events were lost with an earlier controller: the engine tells them again.
+            self._send(Fetch(result.id, (result.engine,)))
+            return
+        out.left.discard(result.engine)
+        self._received(result)
+        self._ended(out, result)
+        out.pending.deliver_result(result, parts)
+
+    def _ask_again(self, record: Event | Result) -> None:
+        for part in record.parts:
+            if isinstance(part, BlobRef):
+                self._blobs.ask_again(part.blob)
+
+    def _refuse_all(self, waiting: dict[int, Arrival]) -> None:
+        for arrival in waiting.values():
+            self._refuse_blobs(arrival.record)
+        waiting.clear()
+
+    def _refuse_blobs(self, record: Event | Result) -> None:
+        for part in record.parts:
+            if isinstance(part, BlobRef):
+                self._blobs.drop(part.blob)
+                self._send(Grant(part.blob, -1))

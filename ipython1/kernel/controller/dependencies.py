@@ -1,0 +1,129 @@
+"""Batches that wait for the ends of other tasks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ipython1.kernel.controller.batches import Batch, TaskKey
+
+#: Ends of tasks that are remembered when their client has the outcome.
+ENDS_KEPT = 10_000
+
+
+class Ended(NamedTuple):
+    """How a task ended, and where."""
+
+    ok: bool
+    engine: int
+
+
+class Dependencies:
+    """Decides when the rules of batches are met.
+
+    Parameters
+    ----------
+    find : callable
+        The batch with an id, or None.
+    returning : callable
+        Whether clients of an earlier controller may still tell of tasks.
+    """
+
+    def __init__(self, find: Callable[[str], Batch | None], returning: Callable[[], bool]) -> None:
+        self._find = find
+        self._returning = returning
+        self._ends: OrderedDict[TaskKey, Ended] = OrderedDict()
+        self._waiting: dict[TaskKey, dict[str, Batch]] = {}
+
+    def remember(self, key: TaskKey, end: Ended) -> None:
+        """The outcome of a task leaves the controller."""
+        self._ends[key] = end
+        if len(self._ends) > ENDS_KEPT:
+            self._ends.popitem(last=False)
+
+    def judge(self, batch: Batch) -> str:
+        """Set `batch.blocked` and `batch.allowed` by what is known now; why it can never run, or ''."""
+        rules = batch.rules
+        told = {(id, index): Ended(ok, engine) for id, index, ok, engine in rules.known}
+        after = [told.get(key) or self._end(key) for key in rules.after]
+        follow = [told.get(key) or self._end(key) for key in rules.follow]
+        self._forget(batch)
+        for key, end in zip((*rules.after, *rules.follow), (*after, *follow), strict=True):
+            if end is None and not self._known(key) and not self._returning():
+                return f"it depends on {_name(key)}, which is not known here"
+        met = [
+            None if end is None else rules.when == "completion" or (rules.when == "success") == end.ok
+            for end in after
+        ]
+        decide = all if rules.all else any
+        if met and not decide(fits is not False for fits in met):
+            wanted = {"success": "succeed", "failure": "fail", "completion": "end"}[rules.when]
+            late = [_name(key) for key, fits in zip(rules.after, met, strict=True) if fits is False]
+            return f"{', '.join(late[:3])} did not {wanted}"
+        blocked = bool(met) and not decide(fits is True for fits in met)
+        if follow:
+            failed = [
+                key for key, end in zip(rules.follow, follow, strict=True) if end is not None and not end.ok
+            ]
+            if failed and (rules.all or len(failed) == len(follow)):
+                return f"{_name(failed[0])}, which it shall follow, failed"
+            known = [{end.engine} for end in follow if end is not None and end.ok]
+            blocked = blocked or (len(known) < len(follow) if rules.all else not known)
+            if not blocked:
+                batch.allowed = set.intersection(*known) if rules.all else set.union(*known)
+                if not batch.allowed:
+                    return "the tasks it shall follow ran on different engines"
+        batch.blocked = blocked
+        if blocked:
+            for key, end in zip((*rules.after, *rules.follow), (*after, *follow), strict=True):
+                if end is None:
+                    self._waiting.setdefault(key, {})[batch.id] = batch
+        return ""
+
+    @property
+    def any_waiting(self) -> bool:
+        """Whether a batch waits for anything."""
+        return bool(self._waiting)
+
+    def waiting_for(self, *keys: TaskKey) -> list[Batch]:
+        """The batches to judge again, now that these tasks have ended."""
+        found: dict[str, Batch] = {}
+        for key in keys if self._waiting else ():
+            found.update(self._waiting.pop(key, {}))
+        return list(found.values())
+
+    def all_waiting(self) -> list[Batch]:
+        """Every batch that waits."""
+        found: dict[str, Batch] = {}
+        for batches in self._waiting.values():
+            found.update(batches)
+        return list(found.values())
+
+    def forget(self, batch: Batch) -> None:
+        """A batch is over: it waits for nothing."""
+        if batch.blocked:
+            self._forget(batch)
+
+    def _forget(self, batch: Batch) -> None:
+        for key in (*batch.rules.after, *batch.rules.follow):
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                waiting.pop(batch.id, None)
+                if not waiting:
+                    del self._waiting[key]
+
+    def _known(self, key: TaskKey) -> bool:
+        batch = self._find(key[0])
+        return batch is not None and batch.knows(key[1])
+
+    def _end(self, key: TaskKey) -> Ended | None:
+        id, index = key
+        batch = self._find(id)
+        if batch is not None and index in batch.ended:
+            return Ended(index not in batch.failed, batch.ended[index])
+        return self._ends.get(key)
+
+
+def _name(key: TaskKey) -> str:
+    return f"task {key[0]}#{key[1]}"

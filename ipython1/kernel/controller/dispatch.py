@@ -1,0 +1,195 @@
+"""Hands tasks to engines, and calls them back where another engine has nothing to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ipython1.kernel.controller.batches import Batch, TaskKey
+from ipython1.kernel.controller.hands import Hand
+from ipython1.kernel.controller.peers import Peer
+from ipython1.kernel.controller.registry import Engine, Registry
+from ipython1.kernel.interfaces import IScheduler
+from ipython1.kernel.wire.codec import encode
+from ipython1.kernel.wire.records import Withdraw, Work
+
+#: Seconds between looks at tasks behind a long one, while an engine has nothing to do.
+REBALANCE_DELAY = 0.02
+
+
+class Dispatcher:
+    """Keeps the engines busy with what is ready.
+
+    An engine that has commands gets no tasks before these are done; so what
+    it has of tasks always runs before its commands.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+    registry : Registry
+        The engines.
+    scheduler : IScheduler
+        Says what goes first, and where.
+    """
+
+    def __init__(self, clock: Any, registry: Registry, scheduler: IScheduler) -> None:
+        self._clock = clock
+        self._registry = registry
+        self._scheduler = scheduler
+        self._hands: dict[int, Hand] = {}
+        self._peers: dict[int, Peer] = {}
+        self._waiting: dict[str, int] = {}  # batch -> tasks ready, where there are any
+        self._ready = 0
+        self._handed = 0
+        self._rebalance_call: Any = None
+
+    def stop(self) -> None:
+        """End the timer."""
+        if self._rebalance_call is not None:
+            self._rebalance_call.cancel()
+            self._rebalance_call = None
+
+    # -- engines ------------------------------------------------------------------------
+
+    @property
+    def engines(self) -> Iterable[int]:
+        """Ids of the engines that can be asked."""
+        return self._peers.keys()
+
+    def send(self, engine: int, raw: bytes) -> None:
+        """Send a record to an engine, if it is there."""
+        peer = self._peers.get(engine)
+        if peer is not None:
+            peer.session.send(raw)
+
+    def send_all(self, raw: bytes) -> None:
+        """Send a record to every engine."""
+        for peer in self._peers.values():
+            peer.session.send(raw)
+
+    def engine_ready(self, engine: int, peer: Peer) -> None:
+        """A process is there for an engine id."""
+        self._peers[engine] = peer
+        self._hands[engine] = Hand()
+
+    def engine_died(self, engine: int) -> list[tuple[Batch, int]]:
+        """An engine is gone. Returns what it had, in order."""
+        self._peers.pop(engine, None)
+        hand = self._hands.pop(engine, None)
+        tasks = hand.drain() if hand is not None else []
+        self._handed -= len(tasks)
+        return tasks
+
+    def peer(self, engine: int) -> Peer | None:
+        """The other end of an engine's session."""
+        return self._peers.get(engine)
+
+    def hand(self, engine: int) -> Hand | None:
+        """What an engine has."""
+        return self._hands.get(engine)
+
+    # -- tasks ---------------------------------------------------------------------------
+
+    def adopt(self, engine: int, batch: Batch, index: int) -> None:
+        """An engine has a task that this controller did not hand over."""
+        self._hands[engine].add(batch, (index,), self._clock.seconds())
+        self._handed += 1
+
+    def done(self, engine: int, keys: Iterable[TaskKey]) -> None:
+        """An engine has these tasks no longer."""
+        hand = self._hands[engine]
+        before = len(hand)
+        hand.remove(keys, self._clock.seconds())
+        self._handed += len(hand) - before
+
+    def changed(self, batch: Batch) -> None:
+        """More or fewer tasks of a batch may be ready than before."""
+        waiting, before = batch.waiting, self._waiting.get(batch.id, 0)
+        if waiting == before:
+            return
+        self._ready += waiting - before
+        if waiting:
+            self._waiting[batch.id] = waiting
+            self._scheduler.add(batch)
+        else:
+            del self._waiting[batch.id]
+            self._scheduler.remove(batch)
+
+    # -- handing over ----------------------------------------------------------------------
+
+    def dispatch(self, engine: int | None = None) -> None:
+        """Hand over what there is room for: to one engine, or to all."""
+        if self._ready:
+            ids = [engine] if engine is not None else self._free()
+            while ids and self._ready:
+                # In turn, so that none gets all of the few there are.
+                loads = {id: len(self._hands[id]) for id in ids}
+                ids = [id for id in self._scheduler.engines(loads) if self._feed(id)]
+        if engine is None or not len(self._hands.get(engine, ())):
+            self.rebalance()
+
+    def _free(self) -> list[int]:
+        return [engine.id for engine in self._registry if self._takes_tasks(engine)]
+
+    def _takes_tasks(self, engine: Engine | None) -> bool:
+        return (
+            engine is not None
+            and engine.state == "ready"
+            and not len(engine.queue)
+            and engine.id in self._hands
+        )
+
+    def _feed(self, id: int) -> bool:
+        """Hand tasks of one batch to an engine. Whether there may be room for more."""
+        if not self._takes_tasks(self._registry.get(id)):
+            return False
+        batch: Batch | None = self._scheduler.next(id)
+        if batch is None:
+            return False
+        hand, peer = self._hands[id], self._peers[id]
+        room = hand.room(batch, -(-(self._ready + self._handed) // len(self._hands)))
+        if room <= 0:
+            return False
+        if id not in batch.engines:
+            batch.engines.add(id)
+            peer.session.send(batch.raw)
+        items = batch.take(id, room)
+        hand.add(batch, [item[0] for item in items], self._clock.seconds())
+        self._handed += len(items)
+        peer.session.send(encode(Work(batch.id, tuple(items))))
+        self.changed(batch)
+        return True
+
+    # -- calling back ------------------------------------------------------------------------
+
+    def rebalance(self) -> None:
+        """Where an engine has nothing to do, call back tasks that wait behind others."""
+        if self._handed <= len(self._hands) or self._rebalance_call is not None:
+            return
+        idle = [id for id in self._free() if not len(self._hands[id])]
+        if not idle:
+            return
+        now = self._clock.seconds()
+        victims = sorted(self._hands, key=lambda id: len(self._hands[id]), reverse=True)
+        for id in victims[: len(idle)]:
+            hand = self._hands[id]
+            if len(hand) < 2 or not self._is_ready(id):
+                continue
+            spare = [task for task in hand.spare(now) if any(task[0].could_run(other) for other in idle)]
+            hand.recall(spare)
+            by_batch: dict[str, list[int]] = {}
+            for batch, index in spare:
+                by_batch.setdefault(batch.id, []).append(index)
+            for batch_id, indexes in by_batch.items():
+                self.send(id, encode(Withdraw(batch_id, tuple(indexes), "recall")))
+        # The first task of a hand may turn out to be a long one.
+        if any(len(hand) > 1 for hand in self._hands.values()):
+            self._rebalance_call = self._clock.callLater(REBALANCE_DELAY, self._look_again)
+
+    def _is_ready(self, id: int) -> bool:
+        engine = self._registry.get(id)
+        return engine is not None and engine.state == "ready"
+
+    def _look_again(self) -> None:
+        self._rebalance_call = None
+        self.rebalance()

@@ -1,0 +1,88 @@
+"""What each engine has been handed of tasks, and how much it should have.
+
+An engine gets a little more than it runs, so that it need not wait for the
+next task: as many as take `AHEAD_TIME`, by the measured length of the tasks
+of that batch. Where one engine has nothing to do, tasks that another has not
+started are called back from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ipython1.kernel.controller.batches import Batch, TaskKey
+
+#: Seconds of work an engine has before it.
+AHEAD_TIME = 0.02
+#: Tasks an engine has before it, at least and at most.
+AHEAD_LEAST, AHEAD_MOST = 2, 256
+#: Seconds of work that are worth calling back.
+RECALL_TIME = 0.005
+
+
+class Hand:
+    """The tasks one engine has, in the order it runs them."""
+
+    __slots__ = ("_recalled", "_tasks", "since")
+
+    def __init__(self) -> None:
+        self._tasks: dict[TaskKey, Batch] = {}
+        self._recalled: set[TaskKey] = set()
+        #: When the first one came to be the first, controller's clock.
+        self.since = 0.0
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def first(self) -> tuple[Batch, int] | None:
+        """The task that runs, or will be the next."""
+        for (_, index), batch in self._tasks.items():
+            return batch, index
+        return None
+
+    def add(self, batch: Batch, indexes: Iterable[int], now: float) -> None:
+        """The engine gets tasks of a batch."""
+        if not self._tasks:
+            self.since = now
+        id, tasks = batch.id, self._tasks
+        for index in indexes:
+            tasks[id, index] = batch
+
+    def remove(self, keys: Iterable[TaskKey], now: float) -> None:
+        """The engine has these no longer."""
+        tasks, recalled = self._tasks, self._recalled
+        for key in keys:
+            tasks.pop(key, None)
+            if recalled:
+                recalled.discard(key)
+        self.since = now
+
+    def drain(self) -> list[tuple[Batch, int]]:
+        """Take out everything."""
+        tasks = [(batch, index) for (_, index), batch in self._tasks.items()]
+        self._tasks.clear()
+        self._recalled.clear()
+        return tasks
+
+    def room(self, batch: Batch, fair: int) -> int:
+        """How many more tasks of `batch` the engine may have; `fair`: its share of all there are."""
+        ahead = int(AHEAD_TIME / batch.mean) if batch.mean else AHEAD_LEAST
+        return min(max(AHEAD_LEAST, min(ahead, AHEAD_MOST)), max(1, fair)) - len(self._tasks)
+
+    def spare(self, now: float) -> list[tuple[Batch, int]]:
+        """What can be called back and is worth it: the last half of what has surely not started.
+
+        Of tasks whose length is not known, or with a first one that takes
+        long, everything is worth it.
+        """
+        behind = [(key, batch) for key, batch in list(self._tasks.items())[1:] if key not in self._recalled]
+        lengths = [batch.mean for _, batch in behind]
+        stuck = now - self.since > RECALL_TIME
+        if not stuck and all(lengths) and sum(lengths) < RECALL_TIME:
+            return []
+        return [(batch, key[1]) for key, batch in behind[len(behind) // 2 :]]
+
+    def recall(self, tasks: Iterable[tuple[Batch, int]]) -> None:
+        """These were called back."""
+        self._recalled.update((batch.id, index) for batch, index in tasks)

@@ -1,0 +1,211 @@
+"""Engines come, go away and die; nannies tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+from ipython1.kernel.controller.peers import Peer
+from ipython1.kernel.controller.questions import Questions
+from ipython1.kernel.controller.registry import Engine, Registry
+from ipython1.kernel.controller.router import Router, died
+from ipython1.kernel.controller.tasks import TaskBook
+from ipython1.kernel.controller.timers import Timers
+from ipython1.kernel.processes import STOPPED
+from ipython1.kernel.wire.codec import unpack_map
+from ipython1.kernel.wire.records import Exited, Usage
+
+#: Seconds an engine may be away before it counts as dead, unless its nanny vouches for it.
+ENGINE_GRACE = 10.0
+#: Seconds an engine under restart may take to register.
+RESTART_GRACE = 60.0
+#: Seconds in which what a dead engine had sent still arrives.
+LAST_WORDS = 0.25
+#: Characters of what a nanny says of a death that are passed on.
+CAUSE_LIMIT = 1000
+OUTPUT_LIMIT = 16 * 1024
+
+log = Logger()
+
+
+class Lifecycle:
+    """Keeps the registry true, and tells router and task book.
+
+    Parameters
+    ----------
+    registry, router, tasks, questions
+        What has to know.
+    timers : Timers
+    nannies : callable
+        The nannies that are linked.
+    end_session : callable
+        Ends the session of the engine process with a uuid.
+    table_now : callable
+        Tells clients of the engine table at once.
+    notify : callable
+        As for `Controller`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        router: Router,
+        tasks: TaskBook,
+        questions: Questions,
+        timers: Timers,
+        nannies: Callable[[], list[Peer]],
+        end_session: Callable[[str], None],
+        table_now: Callable[[], None],
+        notify: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._registry = registry
+        self._router = router
+        self._tasks = tasks
+        self._questions = questions
+        self._timers = timers
+        self._nannies = nannies
+        self._end_session = end_session
+        self._table_now = table_now
+        self._notify = notify
+
+    # -- engines --------------------------------------------------------------------
+
+    def linked(self, peer: Peer, detail: dict[str, Any]) -> tuple[Engine, bool]:
+        """An engine is there, and whether as a process that is new here."""
+        replaces = detail.get("replaces") or {}
+        if replaces and self._is_nanny_of(detail["nanny"], replaces["uuid"]):
+            self._died(replaces["uuid"], replaces["cause"], replaces["output"], replaced=True)
+        engine = self._registry.by_uuid(peer.key)
+        known = engine is not None and engine.send == peer.session.send
+        if engine is None and not replaces:
+            self._questions.start_over(detail["nanny"])
+        engine = self._registry.register(
+            uuid=peer.key,
+            wanted=detail["wanted"],
+            host=detail["host"],
+            pid=detail["pid"],
+            nanny=detail["nanny"],
+            send=peer.session.send,
+        )
+        self._timers.stop("away", peer.key)
+        self._timers.stop("restart", str(engine.id))
+        if known:
+            self._tasks.engine_free()
+        else:
+            self._router.engine_ready(engine, peer, detail["held"])
+            self._tasks.engine_ready(engine, peer)
+        return engine, not known
+
+    def away(self, peer: Peer, engine: Engine) -> None:
+        """The link of an engine is gone."""
+        self._registry.away(engine)
+        if not self._timers.fire("last words", engine.uuid):
+            self._watch(peer)
+
+    def return_over(self) -> None:
+        """Engines of an earlier controller are not waited for any more."""
+        for engine in list(self._registry):
+            if engine.state == "awaited":
+                self._fail(engine, "did not come back to the restarted controller", "")
+                self._remove(engine)
+        self._tasks.return_over()
+
+    def _watch(self, peer: Peer) -> None:
+        self._timers.start("away", peer.key, ENGINE_GRACE, self._away_too_long, peer)
+
+    def _away_too_long(self, peer: Peer) -> None:
+        engine = self._registry.by_uuid(peer.key)
+        if engine is None:
+            return
+        if any(nanny.key == engine.nanny for nanny in self._nannies()):
+            self._watch(peer)  # alive, says its nanny: only the link is away
+        else:
+            self._died(peer.key, "lost: neither it nor its nanny can be reached", "", replaced=False)
+
+    # -- nannies --------------------------------------------------------------------
+
+    def nanny_linked(self, peer: Peer, detail: dict[str, Any]) -> None:
+        """A nanny's word on what happened while it was away."""
+        for uuid, cause, output, replaced, running in detail["exited"]:
+            if self._registry.by_uuid(uuid) is not None and self._is_nanny_of(peer.key, uuid):
+                self._died(uuid, cause, output, replaced, running)
+        alive = set(detail["engines"])
+        mine = [engine for engine in self._registry if engine.nanny == peer.key]
+        restarting = sum(engine.state == "restarting" for engine in mine)
+        unknown = {uuid for uuid in alive if self._registry.by_uuid(uuid) is None}
+        self._questions.expect(peer.key, len(unknown) - restarting)
+        self._registry.expect(unknown)
+        for engine in list(self._registry):
+            if engine.nanny == peer.key and engine.uuid not in alive and engine.state == "away":
+                self._died(engine.uuid, "ended, says its nanny", "", replaced=False)
+
+    def exited(self, peer: Peer, record: Exited) -> None:
+        """A nanny tells of a death."""
+        if not self._is_nanny_of(peer.key, record.uuid):
+            return
+        engine = self._registry.by_uuid(record.uuid)
+        if engine is None and not record.replaced:
+            self._questions.start_over(peer.key)
+        last = (record.uuid, record.cause, record.output, record.replaced, record.running)
+        if engine is not None and engine.state == "ready":
+            # Its results may stand behind this in another socket: its link ends when all are read.
+            self._timers.start("last words", record.uuid, LAST_WORDS, self._died, *last)
+        else:
+            self._died(*last)
+
+    def usage(self, peer: Peer, record: Usage) -> None:
+        """A nanny tells what its engines use."""
+        for uuid, (cpu, rss) in unpack_map(record.table).items():
+            engine = self._registry.by_uuid(uuid)
+            if engine is not None and engine.nanny == peer.key:
+                engine.cpu, engine.rss = float(cpu), int(rss)
+
+    def _is_nanny_of(self, nanny: str, uuid: str) -> bool:
+        """Whether a nanny may tell of this engine: of its own, and of those that never registered."""
+        engine = self._registry.by_uuid(uuid)
+        return engine is None or engine.nanny == nanny
+
+    # -- deaths -----------------------------------------------------------------------
+
+    def _died(self, uuid: str, cause: str, output: str, replaced: bool, running: str = "") -> None:
+        cause, output = cause[:CAUSE_LIMIT], output[-OUTPUT_LIMIT:]
+        known = self._registry.by_uuid(uuid) is not None
+        if not known and not self._registry.is_dead(uuid):
+            self._registry.died(uuid, replaced)
+            if not replaced:
+                self._registry.given_up(cause, output)
+            self._notify({"event": "failed", "cause": cause, "output": output, "replaced": replaced})
+            self._tasks.settle()
+            return
+        engine = self._registry.died(uuid, replaced)
+        if engine is None:
+            return
+        log.info("engine {id} {cause}", id=engine.id, cause=cause)
+        self._timers.stop("away", uuid)
+        self._timers.stop("last words", uuid)
+        self._end_session(uuid)
+        if not replaced and cause != STOPPED:
+            self._registry.given_up(f"engine {engine.id} died: {cause}", output)
+        if len(engine.queue):
+            self._table_now()
+        self._fail(engine, cause, output, running)
+        if replaced:
+            self._timers.start("restart", str(engine.id), RESTART_GRACE, self._not_restarted, engine)
+        else:
+            self._tasks.engine_removed(engine.id)
+
+    def _fail(self, engine: Engine, cause: str, output: str, running: str = "") -> None:
+        self._router.engine_died(engine, cause, output, running)
+        self._tasks.engine_died(engine.id, running, died(engine.id, cause, output))
+
+    def _not_restarted(self, engine: Engine) -> None:
+        if engine.state == "restarting":
+            self._fail(engine, "its restart failed", "")
+            self._remove(engine)
+            self._registry.given_up(f"engine {engine.id} died, and its restart failed", "")
+
+    def _remove(self, engine: Engine) -> None:
+        self._registry.remove(engine)
+        self._tasks.engine_removed(engine.id)

@@ -1,0 +1,34 @@
+"""Fixtures that several modules of unit tests use."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipython1.kernel.wire.arena import Arena
+from tests.unit.arenas import new_folder
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder in shared memory."""
+    path = new_folder()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    """What `arena` has noted."""
+    return []
+
+
+@pytest.fixture
+def arena(folder: Path, notes: list[str]) -> Iterator[Arena]:
+    """An arena in `folder`, closed at the end."""
+    made = Arena(folder, note=notes.append)
+    yield made
+    made.close()
