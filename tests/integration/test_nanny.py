@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from ipython1.kernel.engine.forked import Channel, fresh_reactor
 from ipython1.kernel.engine.board import Board
+from ipython1.kernel.engine.forked import Channel, fresh_reactor
 from ipython1.kernel.engine.nanny import ENDED, Nanny
 from ipython1.kernel.engine.zygote import Lines, Message, Zygote, line
 

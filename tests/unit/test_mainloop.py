@@ -16,7 +16,6 @@ import pytest
 
 from ipython1.kernel.engine.failures import format_traceback
 from ipython1.kernel.engine.jobs import Command
-from ipython1.kernel.engine.jobs import Command
 from ipython1.kernel.engine.mainloop import Job, MainLoop, user_code
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.error import CommandTimeout

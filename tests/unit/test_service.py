@@ -12,8 +12,8 @@ from twisted.internet.task import Clock
 from ipython1.kernel.engine import kept as kept_module
 from ipython1.kernel.engine.jobs import AnyJob, Command
 from ipython1.kernel.engine.mainloop import MainLoop
-from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.engine.outbox import RESULT_DELAY
+from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.engine.service import EngineService
 from ipython1.kernel.error import TaskAborted
 from ipython1.kernel.wire.codec import decode, decode_as, decode_failure, encode, pack, unpack_map

@@ -109,6 +109,9 @@ class Batch:
     failed: set[int] = field(default_factory=set)  # of the ended
     #: Outcomes that no engine knows, by index: an encoded failure.
     made_up: dict[int, bytes] = field(default_factory=dict)
+    #: Ended ones whose outcomes an engine was asked for again; with their arguments, where
+    #: they are to run again if the outcome is lost.
+    asked: dict[int, Parts | None] = field(default_factory=dict)
     #: Engines that have the head.
     engines: set[int] = field(default_factory=set)
     #: Engines it may run on; None: all.
@@ -276,6 +279,7 @@ class Batch:
                 self.attempts.pop(index, None)
                 self.failed.discard(index)
                 self.made_up.pop(index, None)
+                self.asked.pop(index, None)
         return by_engine
 
     def engine_gone(self, engine: int) -> None:

@@ -6,10 +6,15 @@ them, and where a client asks for tasks of another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from ipython1.kernel.wire.records import ENGINES_LIMIT, End, Seek
+from ipython1.kernel.controller.batches import Batch
+from ipython1.kernel.controller.dispatch import Dispatcher
+from ipython1.kernel.controller.endings import ABORTED, Endings
+from ipython1.kernel.controller.telling import Telling
+from ipython1.kernel.wire.codec import encode
+from ipython1.kernel.wire.records import ENGINES_LIMIT, End, Outcomes, Seek
 
 
 class Best(NamedTuple):
@@ -77,3 +82,117 @@ class Search:
         if status != "unknown" and (best is None or best.attempt < attempt):
             self.best[index] = Best(attempt, engine, end)
         return True
+
+
+class Searches:
+    """All that is asked of engines.
+
+    Parameters
+    ----------
+    batches : mapping
+        All batches, by id.
+    dispatcher : Dispatcher
+        Knows the engines.
+    endings : Endings
+        Takes the outcomes that are found.
+    telling : Telling
+        Tells clients.
+    more_engines : callable
+        Whether engines may still come that know of tasks from before this controller.
+    """
+
+    def __init__(
+        self,
+        batches: Mapping[str, Batch],
+        dispatcher: Dispatcher,
+        endings: Endings,
+        telling: Telling,
+        more_engines: Callable[[], bool],
+    ) -> None:
+        self._batches = batches
+        self._dispatcher = dispatcher
+        self._endings = endings
+        self._telling = telling
+        self._more_engines = more_engines
+        self._searches: dict[str, Search] = {}
+
+    def start(self, id: str, indexes: Iterable[int]) -> None:
+        """Ask all engines for tasks of a batch."""
+        search = self._searches.setdefault(id, Search(id))
+        for engine, question in search.add(indexes, self._dispatcher.engines):
+            self._dispatcher.send(engine, encode(question))
+        self.settle()
+
+    def end(self, id: str) -> None:
+        """Nobody wants to know any more."""
+        self._searches.pop(id, None)
+
+    def engine_ready(self, engine: int) -> None:
+        """Ask an engine that has just come."""
+        for search in self._searches.values():
+            for question in search.ask(engine):
+                self._dispatcher.send(engine, encode(question))
+
+    def engine_died(self, engine: int) -> None:
+        """An engine is gone, and what it knew."""
+        for search in self._searches.values():
+            search.gone(engine)
+
+    def told(self, id: str, engine: int, end: End) -> bool:
+        """Whether this is an answer, and no outcome that counts by itself."""
+        search = self._searches.get(id)
+        return search is not None and search.told(engine, end) and end[2] != "ok"
+
+    def settle(self) -> None:
+        """Conclude the searches that all engines have answered, if no more engines come."""
+        if self._searches and not self._more_engines():
+            for search in [search for search in self._searches.values() if search.answered]:
+                del self._searches[search.batch]
+                self._conclude(search)
+
+    def _conclude(self, search: Search) -> None:
+        batch = self._batches.get(search.batch)
+        unknown: list[int] = []
+        fresh: list[int] = []
+        awaited = False
+        for index in sorted(search.indexes):
+            best = search.best.get(index)
+            if batch is not None and index in batch.sought:
+                if best is None:
+                    batch.nobody_has(index)
+                    fresh.append(index)
+                else:
+                    self._adopt(batch, index, best)
+            elif best is None:
+                unknown.append(index)
+            elif best.end[2] == "held":
+                awaited = True
+            elif best.end[2] != "ok":  # those that went well were passed on as they came
+                self._pass_on(search.batch, best)
+        if unknown:
+            self._telling.unknown(search.batch, unknown)
+        if not awaited:
+            self._telling.drop_seekers(search.batch)
+        if batch is not None:
+            unwanted = [index for index in fresh if (batch.id, index) in self._endings.unwanted]
+            if batch.verdict:
+                self._endings.make_up(batch, batch.withdraw(()), batch.verdict)
+            elif unwanted:
+                self._endings.make_up(batch, batch.withdraw(unwanted), ABORTED)
+            self._dispatcher.changed(batch)
+
+    def _adopt(self, batch: Batch, index: int, best: Best) -> None:
+        """An engine holds a task of ours, or an attempt at it failed there."""
+        batch.adopt(index, best.engine, best.attempt)
+        if best.end[2] == "held":
+            self._dispatcher.adopt(best.engine, batch, index)
+            if (batch.id, index) in self._endings.unwanted:
+                self._endings.withdraw_handed(batch, [index], "interrupt")
+        elif self._endings.attempted(batch, best.engine, best.end):
+            self._pass_on(batch.id, best)
+
+    def _pass_on(self, id: str, best: Best) -> None:
+        peer = self._dispatcher.peer(best.engine)
+        if peer is not None:
+            record = Outcomes(id, best.engine, (best.end,))
+            self._telling.outcomes(peer, record, record.items, encode(record))

@@ -11,7 +11,6 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from ipython1.kernel.controller.dispatch import Dispatcher
 from ipython1.kernel.controller.facets import QUESTIONS, RECORDS, Door
 from ipython1.kernel.controller.lifecycle import Lifecycle
 from ipython1.kernel.controller.peers import Peer
@@ -99,7 +98,7 @@ class Controller:
         self.tasks = TaskBook(
             clock,
             self.registry,
-            Dispatcher(clock, self.registry, scheduler or LeastLoad()),
+            scheduler or LeastLoad(),
             self.router.blobs,
             self._engines_may_return,
         )

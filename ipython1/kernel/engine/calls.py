@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ipython1.kernel.engine.failures import encoded
 from ipython1.kernel.engine.jobs import Common
 from ipython1.kernel.engine.kept import Buffer
 from ipython1.kernel.engine.mainloop import user_code
 from ipython1.kernel.engine.operations import Operations
 from ipython1.kernel.engine.this_engine import set_current
+from ipython1.kernel.error import TaskRejected
+from ipython1.kernel.wire.chunks import Row, join_rows, split_rows
 from ipython1.kernel.wire.objects import Loans, loads_arguments, loads_functions, loads_lasting_call
 from ipython1.kernel.wire.runners import Depending, nothing
 
@@ -45,18 +49,42 @@ class TaskOperations:
         try:
             with shell.active():
                 if not args:
-                    return self._operations.dumped(_TABLE[common.op](self, common, parts))
+                    return self._answer(common, parts)
                 if args.get("clear_before"):
                     shell.reset()
                 try:
                     # Pickled before the end, for functions of the namespace lose their names with it.
-                    return self._operations.dumped(_TABLE[common.op](self, common, parts))
+                    return self._answer(common, parts)
                 finally:
                     if args.get("clear_after"):
                         shell.reset()
         finally:
             if not shell.own_main:
                 set_current(before)
+
+    def _answer(self, common: Common, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        if common.op == "chunk":
+            return self._chunk(common, parts)
+        return self._operations.dumped(_TABLE[common.op](self, common, parts))
+
+    def _chunk(self, common: Common, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Several calls; what came of each. After one that is not for this engine, nothing of the rest."""
+        f, rows = self._function(common), []
+        for _, raw in split_rows(parts):
+            started = time.time()
+            try:
+                args, kwargs = user_code(loads_arguments, raw, self._shell.user_ns)
+                value = self._operations.dumped(self._operations.called(f, args, kwargs))
+                own: Sequence[Buffer] = list(map(bytes, value))  # the next call may change what they show
+                ok = True
+            except TaskRejected:
+                if not rows:
+                    raise
+                break
+            except BaseException as error:  # noqa: BLE001 -- user code; only its own item fails
+                own, ok = [encoded(error)], False
+            rows.append(Row((ok, started, time.time()), own))
+        return join_rows(rows)
 
     def _call(self, common: Common, parts: Sequence[Buffer]) -> Any:
         f = self._function(common)
@@ -106,4 +134,4 @@ _TABLE: dict[str, Callable[[TaskOperations, Common, Sequence[Buffer]], Any]] = {
     "call": TaskOperations._call,
     "code": TaskOperations._code,
 }
-_LOADERS = {"call": _load_function, "code": _load_dependency}
+_LOADERS = {"call": _load_function, "chunk": _load_function, "code": _load_dependency}

@@ -14,6 +14,7 @@ run, another signal, `NUDGE`, whose handler does nothing, follows now and then.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import threading
@@ -32,6 +33,10 @@ T = TypeVar("T")
 NUDGE = signal.SIGURG
 #: Seconds between nudges: the first pause, and the longest.
 NUDGE_PAUSES = (0.01, 0.25)
+
+
+#: `signal.getsignal` without its look for an enum, which takes longer than all else about a job.
+_handler = inspect.unwrap(signal.getsignal)
 
 
 class _Interrupts:
@@ -230,7 +235,7 @@ class MainLoop(Generic[J]):
                         return
                     job = self.running = self._jobs.popleft()
                 self._run(job)
-                if main and signal.getsignal(signal.SIGINT) != self._on_signal:
+                if main and _handler(signal.SIGINT) != self._on_signal:
                     self._take_signals()  # user code changed it
         finally:
             if before is not None:

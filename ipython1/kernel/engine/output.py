@@ -86,7 +86,8 @@ class OutputBuffer:
         self._items: deque[Item] = deque()
         self._awake = False
         self._command: Any = None
-        self._owner = (0, 0)  # process and thread of the command
+        self._process = os.getpid()
+        self._thread = 0  # of the command
         self._given = 0  # by this command, of the capped kinds
         self._full = False
         self._put = 0  # ever
@@ -97,7 +98,7 @@ class OutputBuffer:
     def begin(self, command: object) -> None:
         """From now on output belongs to `command`, a job, which runs on this thread."""
         self._given, self._full = 0, False
-        self._owner = (os.getpid(), threading.get_ident())
+        self._thread = threading.get_ident()
         if self._sources:
             self._reading = threading.Lock()  # an interrupt may have kept the last one from being released
             for source in self._sources:
@@ -107,7 +108,7 @@ class OutputBuffer:
     def end(self) -> None:
         """The command is over: output of threads it left behind belongs to nobody."""
         # Not in a child that user code forked: its parent reads.
-        if self._sources and self._owner[0] == os.getpid():
+        if self._sources and self._process == os.getpid():
             for source in self._sources:
                 source.flush()
             stops = [source.size() for source in self._sources]  # who goes on writing is not waited for
@@ -151,7 +152,7 @@ class OutputBuffer:
     def add(self, kind: str, text: str, parts: Sequence[Buffer]) -> bool:
         """One output of the running command; `parts` are not copied."""
         # A child forked by user code has a copy of this that nobody takes from.
-        if self._command is None or self._owner[0] != os.getpid():
+        if self._command is None or self._process != os.getpid():
             return False
         if self._sources and time.monotonic() - self._read_at > COLLECT_PAUSE:
             self.collect()
@@ -180,7 +181,7 @@ class OutputBuffer:
             except BaseException:  # interrupted: the next one tries again
                 self._awake = False
                 raise
-        if self._wait and self._owner[1] == threading.get_ident():
+        if self._wait and self._thread == threading.get_ident():
             while self._put - self._taken > HIGH_WATER and self._items:
                 # The time-out is for a `take` that came between the look and the wait.
                 self._gate.acquire(timeout=0.1)

@@ -18,8 +18,8 @@ from typing import Any
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from zope.interface import implementer
 
-from ipython1.kernel.engine.interactive import NoInput, QuietShell, bundle
 from ipython1.kernel.engine.failures import format_traceback
+from ipython1.kernel.engine.interactive import NoInput, QuietShell, bundle
 from ipython1.kernel.engine.mainloop import user_code
 from ipython1.kernel.engine.output import OUTPUT_LIMIT, OutputBuffer, OutputStream
 from ipython1.kernel.engine.plain import ShortCuts
@@ -60,12 +60,13 @@ class _Active:
     """While entered, ``sys.stdout``, ``get_ipython()`` and so on are those of a shell.
 
     A class, and entered again inside for nothing: with a generator, entered twice a command, this
-    was a fifth of a small command's time.
+    was a fifth of a small command's time. `lasting`: entered once, they stay, for there is no other shell.
     """
 
-    def __init__(self, ip: InteractiveShell, streams: tuple[Any, Any, Any]) -> None:
+    def __init__(self, ip: InteractiveShell, streams: tuple[Any, Any, Any], lasting: bool) -> None:
         self._ip = ip
         self._streams = streams
+        self._lasting = lasting
         self._depth = 0
         self._before: tuple[tuple[Any, Any, Any], Any, Any] = (streams, None, None)
 
@@ -79,6 +80,7 @@ class _Active:
         self._depth += 1
         if self._depth > 1:
             return
+        self._depth += self._lasting
         streams = sys.stdin, sys.stdout, sys.stderr
         self._before = streams, InteractiveShell._instance, QuietShell._instance
         sys.stdin, sys.stdout, sys.stderr = self._streams
@@ -128,7 +130,7 @@ class EngineShell:
         self._cuts = ShortCuts(self.ip)
         self._last = self.user_ns.get("_")  # what _ is, unless the user has a _
         self._module_facts = {k: v for k, v in self.user_ns.items() if k.startswith("__")}
-        self._active = _Active(self.ip, self._own_streams())
+        self._active = _Active(self.ip, self._own_streams(), own_main)
         self.engine_id = -1
 
     @property

@@ -210,8 +210,8 @@ class _Unpickler(pickle.Unpickler):
 _MAKE = (_cloudpickle.__name__, _cloudpickle._make_function.__name__)
 _SET_STATE = (_cloudpickle.__name__, _cloudpickle._function_setstate.__name__)
 _REFERENCE = (__name__, _reference.__name__)
-#: Names in pickles that need more than `pickle.loads`.
-_SPECIAL = (_reference.__name__.encode(), _cloudpickle._function_setstate.__name__.encode())
+#: In pickles that need more than `pickle.loads`.
+_REFERENCE_MARK, _FUNCTION_MARK = (name.encode() for _, name in (_REFERENCE, _SET_STATE))
 
 
 def _writable(parts: Iterable[Buffer]) -> list[Buffer]:
@@ -255,7 +255,7 @@ def loads_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments ``(args, kwargs)`` in `parts`, as `dumps` made them; otherwise as `loads_call`."""
     raw = parts[0]
-    if type(raw) is bytes and not any(name in raw for name in _SPECIAL):  # 1 us, not 4
+    if type(raw) is bytes and _REFERENCE_MARK not in raw and _FUNCTION_MARK not in raw:  # 1 us, not 4
         if len(parts) == 1:
             return pickle.loads(raw)  # type: ignore[no-any-return]
         return loads(parts)  # type: ignore[no-any-return]
