@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import socket
@@ -17,9 +18,9 @@ from typing import Any
 import pytest
 from foolscap.api import flushEventualQueue
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
-from twisted.protocols.portforward import ProxyFactory
 from zope.interface.verify import verifyObject
 
 from ipython1.kernel.controller.service import Controller
@@ -162,20 +163,49 @@ class World:
         self.call(flushEventualQueue)  # what Foolscap still has to say
 
 
+class Forward(Protocol):  # type: ignore[misc]
+    """Passes a connection on to `port`, until so many bytes have come back; then it stays silent."""
+
+    def __init__(self, reactor: Any, port: int, preface: bytes = b"", budget: float = math.inf) -> None:
+        self._reactor = reactor
+        self._port = port
+        self._waiting = preface
+        self._budget = budget
+        self.behind = Protocol()
+        self.behind.dataReceived = self.came_back  # type: ignore[method-assign]
+        self.behind.connectionMade = lambda: self.dataReceived(b"")  # type: ignore[method-assign]
+        self.behind.connectionLost = lambda reason: self.transport.loseConnection()  # type: ignore[method-assign]
+
+    def connectionMade(self) -> None:
+        TCP4ClientEndpoint(self._reactor, "127.0.0.1", self._port).connect(
+            Factory.forProtocol(lambda: self.behind)
+        )
+
+    def dataReceived(self, data: bytes) -> None:
+        self._waiting += data
+        if self.behind.transport is not None and self._budget > 0:
+            data, self._waiting = self._waiting, b""
+            self.behind.transport.write(data)
+
+    def came_back(self, data: bytes) -> None:
+        self._budget -= len(data)
+        if self._budget > 0:
+            self.transport.write(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        if self.behind.transport is not None:
+            self.behind.transport.loseConnection()
+
+
 class Middle:
     """Sits between dialler and controller; Foolscap passes, TLS lanes go to a factory of its own."""
 
     def __init__(self, lanes: Callable[[World], Any], world: World) -> None:
-        self._call = world.call
-        self.transports: list[Any] = []
-        factory = Sniffing(
-            world.reactor,
-            lanes(world),
-            ProxyFactory("127.0.0.1", world.port),
-            Complaints(moving.log, world.reactor),
-        )
-        factory.others.noisy = False
-        self._port = world.call(partial(world.reactor.listenTCP, interface="127.0.0.1"), 0, factory)
+        foolscap = Factory.forProtocol(partial(Forward, world.reactor, world.port))
+        complaints = Complaints(moving.log, world.reactor)
+        factory = Sniffing(world.reactor, lanes(world), foolscap, complaints)
+        listen = partial(world.reactor.listenTCP, interface="127.0.0.1")
+        self._port = world.call(listen, 0, factory)
         self.port = self._port.getHost().port
 
     def close(self) -> Any:
@@ -587,58 +617,6 @@ def test_a_firewall_between_leaves_them_on_foolscap(
     world.wait(lambda: sum("no lane to" in text for text in warnings) == 2)
 
 
-class Narrow(Protocol):  # type: ignore[misc]
-    """Passes a lane on until so many bytes have come back, then stays silent."""
-
-    def __init__(self, world: World, budget: int) -> None:
-        self._world = world
-        self._budget = budget
-        self._plain: socket.socket
-        self._reader: Any = None
-
-    def connectionMade(self) -> None:
-        self.peer = _Behind(self)
-        factory = Factory.forProtocol(lambda: self.peer)
-        factory.noisy = False
-        from twisted.internet.endpoints import TCP4ClientEndpoint
-
-        self._early = [MAGIC]
-        TCP4ClientEndpoint(self._world.reactor, "127.0.0.1", self._world.port).connect(factory)
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._budget > 0:
-            self._early.append(data)
-            self.forward()
-
-    def forward(self) -> None:
-        if self.peer.transport is not None:
-            early, self._early = self._early, []
-            self.peer.transport.writeSequence(early)
-
-    def came_back(self, data: bytes) -> None:
-        self._budget -= len(data)
-        if self._budget > 0:
-            self.transport.write(data)
-
-    def connectionLost(self, reason: Any = None) -> None:
-        if self.peer.transport is not None:
-            self.peer.transport.abortConnection()
-
-
-class _Behind(Protocol):  # type: ignore[misc]
-    def __init__(self, front: Narrow) -> None:
-        self._front = front
-
-    def connectionMade(self) -> None:
-        self._front.forward()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._front.came_back(data)
-
-    def connectionLost(self, reason: Any = None) -> None:
-        self._front.transport.abortConnection()
-
-
 @pytest.mark.parametrize("budget", [1, 300, 700, 800, 850, 900, 950, 1000, 1100, 1500])
 def test_a_way_that_falls_silent_is_given_up(
     make_world: Callable[..., World], budget: int, monkeypatch: pytest.MonkeyPatch
@@ -647,8 +625,11 @@ def test_a_way_that_falls_silent_is_given_up(
     monkeypatch.setattr(TLSLane, "PULSE", 0.02)
     for delay in ("FIRST_DELAY", "MAX_DELAY"):
         monkeypatch.setattr(f"ipython1.kernel.wire.connection.{delay}", 0.005)
-    narrow = partial(Middle, lambda world: Factory.forProtocol(partial(Narrow, world, budget)))
-    world = make_world("tls", middle=narrow)
+
+    def narrow(world: World) -> Any:
+        return Factory.forProtocol(partial(Forward, world.reactor, world.port, MAGIC, budget))
+
+    world = make_world("tls", middle=partial(Middle, narrow))
     world.submit(20)
     world.check()
     world.wait(world.on_foolscap)

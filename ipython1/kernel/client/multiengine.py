@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ipython1.kernel.client.benchmark import Benchmark, run_benchmark
 from ipython1.kernel.client.calls import Calls
 from ipython1.kernel.client.connect import DEFAULT_CLUSTER, FURLSpec, _open
+from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.status import Status
 from ipython1.kernel.client.views import TargetView
-from ipython1.kernel.error import ClientClosed
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from ipython1.kernel.client.core import ClientCore
 
 
-class MultiEngineClient(TargetView):
+class MultiEngineClient(ClientLife, TargetView):
     """Drives the engines of a cluster.
 
     Parameters
@@ -60,53 +56,17 @@ class MultiEngineClient(TargetView):
     ) -> None:
         self._attach(_open(furl, cluster, timeout))
 
-    @classmethod
-    def _from_core(cls, core: ClientCore) -> Self:
-        """A client over a connection that is there already."""
-        client = cls.__new__(cls)
-        client._attach(core)
-        return client
-
     def _attach(self, core: ClientCore) -> None:
+        super()._attach(core)
         Calls.__init__(self, core, "all", True)
         self._stop_on_error = False
         self._failures_told: list[str] = []
-        # Views and pending results keep the client alive; without any of them it closes by itself.
-        self._close = weakref.finalize(self, core.close)
 
     def _owner(self) -> MultiEngineClient:
         return self
 
-    # -- its life -----------------------------------------------------------------
-
-    def close(self) -> None:
-        """End the connection; the engines and their namespaces stay. What is outstanding fails."""
-        self._close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return not self._close.alive
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        try:
-            self._core.check_usable()
-        except ClientClosed:
-            return f"<{type(self).__name__} {self._core.address}: closed>"
-        n = len(self._core.engines())
-        engines = "1 engine" if n == 1 else f"{n} engines"
-        return (
-            f"<{type(self).__name__} {self._core.address}: {engines}, "
-            f"targets={self.targets!r}, block={self.block}>"
-        )
+    def _state(self) -> str:
+        return f"{super()._state()}, targets={self.targets!r}, block={self.block}"
 
     # -- engines -------------------------------------------------------------------
 

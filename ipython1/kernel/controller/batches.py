@@ -40,7 +40,7 @@ DEATHS_LIMIT = 3
 HAND_BYTES = 256 * 1024
 #: Instead of the engine that has an outcome: the controller made it up, or the engine died since.
 NOWHERE, GONE = -1, -2
-#: How much the newest lengths of tasks weigh in the mean.
+#: How much the length of the newest task weighs in the mean.
 MEAN_WEIGHT = 0.3
 
 TaskKey = tuple[str, int]
@@ -290,6 +290,7 @@ class Batch:
         for index in [index for index, where in self.ended.items() if where == engine]:
             self.ended[index] = GONE
 
-    def took(self, seconds: float) -> None:
-        """A task ran so long."""
-        self.mean = seconds if not self.mean else self.mean + MEAN_WEIGHT * (seconds - self.mean)
+    def took(self, seconds: float, count: int) -> None:
+        """So many tasks ran so long, all together. (The first one of an engine loads the function, too.)"""
+        weight = 1 - (1 - MEAN_WEIGHT) ** count if self.mean else 1.0
+        self.mean += weight * (seconds / count - self.mean)

@@ -14,8 +14,8 @@ from ipython1.kernel.controller.batches import Batch, TaskKey
 
 #: Seconds of work an engine has before it.
 AHEAD_TIME = 0.02
-#: Tasks an engine has before it, at least and at most.
-AHEAD_LEAST, AHEAD_MOST = 2, 256
+#: Tasks an engine has before it: at least, at most, and while their length is not known.
+AHEAD_LEAST, AHEAD_MOST, AHEAD_UNKNOWN = 2, 256, 8
 #: Seconds of work that are worth calling back.
 RECALL_TIME = 0.005
 
@@ -67,7 +67,7 @@ class Hand:
 
     def room(self, batch: Batch, fair: int) -> int:
         """How many more tasks of `batch` the engine may have; `fair`: its share of all there are."""
-        ahead = int(AHEAD_TIME / batch.mean) if batch.mean else AHEAD_LEAST
+        ahead = int(AHEAD_TIME / batch.mean) if batch.mean else AHEAD_UNKNOWN
         return min(max(AHEAD_LEAST, min(ahead, AHEAD_MOST)), max(1, fair)) - len(self._tasks)
 
     def spare(self, now: float) -> list[tuple[Batch, int]]:

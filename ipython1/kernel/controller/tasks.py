@@ -249,7 +249,7 @@ class TaskBook:
         if gone:
             self._dispatcher.done(engine.id, gone)
             if batch is not None:
-                batch.took(seconds / len(gone))
+                batch.took(seconds, len(gone))
         if passed:
             self._telling.outcomes(peer, record, passed, raw)
         self._searches.settle()

@@ -56,7 +56,8 @@ def split_rows(parts: Sequence[Buffer]) -> Iterator[Row]:
         They were not made so.
     """
     try:
-        head, small, *large = parts
+        head, joined, *large = parts
+        small = bytes(joined)
         place = 0
         rest = iter(large)
         for facts, sizes in unpack(bytes(head)):
