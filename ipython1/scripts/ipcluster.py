@@ -87,6 +87,12 @@ def main() -> None:
     metavar="SECONDS",
     help="How long the queue keeps the work of a client that is gone.  [30]",
 )
+@click.option(
+    "--scheduler",
+    default="leastload",
+    metavar="NAME",
+    help="Which tasks go first, and where: leastload, fifo, lifo, random, weighted.  [leastload]",
+)
 @daemonize_option
 @click.option("--temporary", is_flag=True, hidden=True)
 @click.option("--die-with-parent", "owner", type=int, hidden=True)
@@ -100,6 +106,7 @@ def start(
     location: str | None,
     dashboard: bool,
     client_grace: float,
+    scheduler: str,
     daemonize: bool,
     restart: bool,
     timeout: float,
@@ -111,7 +118,7 @@ def start(
     make = find_launcher(where)
     options = ["--ip", ip, "--dashboard" if dashboard else "--no-dashboard"]
     options += ["--location", location] if location else []
-    options += ["--client-grace", f"{client_grace:g}"]
+    options += ["--client-grace", f"{client_grace:g}", "--scheduler", scheduler]
     on_ready = _background(files) if daemonize else partial(_tell, ready_fd)
     with states.held(files):
         supervisor = Supervisor(

@@ -59,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long the queue keeps the work of a client that is gone [30]",
     )
+    add(
+        "--scheduler", default="leastload", metavar="NAME", help="which tasks go first, and where [leastload]"
+    )
     add("--status-fd", type=int, metavar="FD", help="a file descriptor that takes JSON lines on what happens")
     return parse
 
@@ -170,12 +173,18 @@ class ControllerProcess:
         """Build everything, and listen. Where that fails, the reactor is stopped."""
         from twisted.logger import Logger
 
+        from ipython1.kernel.controller.scheduler import make_scheduler
         from ipython1.kernel.controller.service import Controller
 
         log = Logger()
-        controller = Controller(self._reactor, self._notify, client_grace=self._options.client_grace)
-        self._closers.append(controller.stop)
         try:
+            controller = Controller(
+                self._reactor,
+                self._notify,
+                client_grace=self._options.client_grace,
+                scheduler=make_scheduler(self._options.scheduler),
+            )
+            self._closers.append(controller.stop)
             listener = await self._listen(controller)
         except LaunchError as error:
             log.error("{error}", error=error)
