@@ -20,8 +20,9 @@ REBALANCE_DELAY = 0.02
 class Dispatcher:
     """Keeps the engines busy with what is ready.
 
-    An engine that has commands gets no tasks before these are done; so what
-    it has of tasks always runs before its commands.
+    Engines without commands come first. Where these have enough, one that has
+    commands gets a task behind them, one at a time, so that neither waits for
+    ever for the other.
 
     Parameters
     ----------
@@ -125,36 +126,41 @@ class Dispatcher:
                 # In turn, so that none gets all of the few there are.
                 loads = {id: len(self._hands[id]) for id in ids}
                 ids = [id for id in self._scheduler.engines(loads) if self._feed(id)]
+            for id in self._with_commands(engine) if self._ready else ():
+                self._feed(id, most=1)
         if engine is None or not len(self._hands.get(engine, ())):
             self.rebalance()
 
     def _free(self) -> list[int]:
-        return [engine.id for engine in self._registry if self._takes_tasks(engine)]
+        return [engine.id for engine in self._registry if not len(engine.queue) and self._is_ready(engine)]
 
-    def _takes_tasks(self, engine: Engine | None) -> bool:
-        return (
-            engine is not None
-            and engine.state == "ready"
-            and not len(engine.queue)
-            and engine.id in self._hands
-        )
+    def _with_commands(self, id: int | None) -> list[int]:
+        """Engines (all, or this one) that have commands and no tasks, the least busy first."""
+        engines = self._registry if id is None else filter(None, [self._registry.get(id)])
+        busy = [engine for engine in engines if len(engine.queue) and self._is_ready(engine)]
+        busy.sort(key=lambda engine: len(engine.queue))
+        return [engine.id for engine in busy if not len(self._hands[engine.id])]
 
-    def _feed(self, id: int) -> bool:
+    def _is_ready(self, engine: Engine) -> bool:
+        return engine.state == "ready" and engine.id in self._hands
+
+    def _feed(self, id: int, most: int | None = None) -> bool:
         """Hand tasks of one batch to an engine. Whether there may be room for more."""
-        if not self._takes_tasks(self._registry.get(id)):
+        engine = self._registry.get(id)
+        if engine is None or not self._is_ready(engine) or (most is None and len(engine.queue)):
             return False
         batch: Batch | None = self._scheduler.next(id)
         if batch is None:
             return False
         hand, peer = self._hands[id], self._peers[id]
-        room = hand.room(batch, -(-(self._ready + self._handed) // len(self._hands)))
+        room = most or hand.room(batch, -(-(self._ready + self._handed) // len(self._hands)))
         if room <= 0:
             return False
         if id not in batch.engines:
             batch.engines.add(id)
             peer.session.send(batch.raw)
         items = batch.take(id, room)
-        hand.add(batch, [item[0] for item in items], self._clock.seconds())
+        hand.add(batch, [item[0] for item in items], self._clock.seconds(), behind=bool(len(engine.queue)))
         self._handed += len(items)
         peer.session.send(encode(Work(batch.id, tuple(items))))
         self.changed(batch)
@@ -164,7 +170,7 @@ class Dispatcher:
 
     def rebalance(self) -> None:
         """Where an engine has nothing to do, call back tasks that wait behind others."""
-        if self._handed <= len(self._hands) or self._rebalance_call is not None:
+        if not self._handed or self._rebalance_call is not None:
             return
         idle = [id for id in self._free() if not len(self._hands[id])]
         if not idle:
@@ -172,8 +178,8 @@ class Dispatcher:
         now = self._clock.seconds()
         victims = sorted(self._hands, key=lambda id: len(self._hands[id]), reverse=True)
         for id in victims[: len(idle)]:
-            hand = self._hands[id]
-            if len(hand) < 2 or not self._is_ready(id):
+            hand, engine = self._hands[id], self._registry.get(id)
+            if engine is None or not hand.waiting or not self._is_ready(engine):
                 continue
             spare = [task for task in hand.spare(now) if any(task[0].could_run(other) for other in idle)]
             hand.recall(spare)
@@ -183,12 +189,8 @@ class Dispatcher:
             for batch_id, indexes in by_batch.items():
                 self.send(id, encode(Withdraw(batch_id, tuple(indexes), "recall")))
         # The first task of a hand may turn out to be a long one.
-        if any(len(hand) > 1 for hand in self._hands.values()):
+        if any(hand.waiting for hand in self._hands.values()):
             self._rebalance_call = self._clock.callLater(REBALANCE_DELAY, self._look_again)
-
-    def _is_ready(self, id: int) -> bool:
-        engine = self._registry.get(id)
-        return engine is not None and engine.state == "ready"
 
     def _look_again(self) -> None:
         self._rebalance_call = None

@@ -23,13 +23,15 @@ RECALL_TIME = 0.005
 class Hand:
     """The tasks one engine has, in the order it runs them."""
 
-    __slots__ = ("_recalled", "_tasks", "since")
+    __slots__ = ("_recalled", "_tasks", "behind", "since")
 
     def __init__(self) -> None:
         self._tasks: dict[TaskKey, Batch] = {}
         self._recalled: set[TaskKey] = set()
         #: When the first one came to be the first, controller's clock.
         self.since = 0.0
+        #: Whether the engine had commands when it got the first one.
+        self.behind = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -41,10 +43,15 @@ class Hand:
             return batch, index
         return None
 
-    def add(self, batch: Batch, indexes: Iterable[int], now: float) -> None:
-        """The engine gets tasks of a batch."""
+    @property
+    def waiting(self) -> int:
+        """How many of them have surely not started, as far as is known."""
+        return len(self._tasks) - (not self.behind) if self._tasks else 0
+
+    def add(self, batch: Batch, indexes: Iterable[int], now: float, behind: bool = False) -> None:
+        """The engine gets tasks of a batch; `behind`: it has commands to do before."""
         if not self._tasks:
-            self.since = now
+            self.since, self.behind = now, behind
         id, tasks = batch.id, self._tasks
         for index in indexes:
             tasks[id, index] = batch
@@ -56,7 +63,7 @@ class Hand:
             tasks.pop(key, None)
             if recalled:
                 recalled.discard(key)
-        self.since = now
+        self.since, self.behind = now, False
 
     def drain(self) -> list[tuple[Batch, int]]:
         """Take out everything."""
@@ -76,7 +83,10 @@ class Hand:
         Of tasks whose length is not known, or with a first one that takes
         long, everything is worth it.
         """
-        behind = [(key, batch) for key, batch in list(self._tasks.items())[1:] if key not in self._recalled]
+        first = 0 if self.behind else 1
+        behind = [
+            (key, batch) for key, batch in list(self._tasks.items())[first:] if key not in self._recalled
+        ]
         lengths = [batch.mean for _, batch in behind]
         stuck = now - self.since > RECALL_TIME
         if not stuck and all(lengths) and sum(lengths) < RECALL_TIME:

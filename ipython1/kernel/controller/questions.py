@@ -105,7 +105,7 @@ class Questions:
         return table
 
     def _running(self, engine: Engine) -> tuple[str, float] | None:
-        """Label and start of what an engine does. What it has of tasks came before its commands."""
+        """Label and start of what an engine does."""
         command = engine.queue.running
         return self._tasks.running(engine.id) or (
             (command.label or command.op, command.since) if command else None
@@ -116,7 +116,7 @@ class Questions:
         for engine in self._named(body):
             running = self._running(engine)
             labels = [command.label or command.op for command in engine.queue.commands]
-            queued = labels if self._tasks.count(engine.id) else labels[1:]
+            queued = labels if self._tasks.running(engine.id) else labels[1:]
             status.append([engine.id, {"queue": queued, "pending": running[0] if running else None}])
         return status
 

@@ -183,13 +183,14 @@ class TaskBook:
 
     def engine_died(self, engine: int, running: str, failure: RemoteFailure) -> None:
         """An engine is gone: its tasks go elsewhere. `running`: id of what ran on it, where that is known."""
+        behind = self.running(engine) is None
         tasks = self._dispatcher.engine_died(engine)
         self._searches.engine_died(engine)
         for batch in self._batches.values():
             batch.engine_gone(engine)
         for place, (batch, index) in reversed(list(enumerate(tasks))):
             if self._batches.get(batch.id) is batch:
-                ran = running == f"{batch.id}#{index}" if running else place == 0
+                ran = running == f"{batch.id}#{index}" if running else not (place or behind)
                 self._endings.engine_died(batch, index, ran, failure)
         for batch in list(self._batches.values()):
             for index in [index for index in batch.asked if batch.ended.get(index) == GONE]:
@@ -280,10 +281,10 @@ class TaskBook:
     # -- looking ------------------------------------------------------------------------
 
     def running(self, engine: int) -> tuple[str, float] | None:
-        """What an engine does for a task: its label, and since when (clock's seconds)."""
+        """What an engine does for a task: its label, and since when (clock's seconds); not before its commands."""
         hand = self._dispatcher.hand(engine)
         first = hand.first if hand is not None else None
-        if hand is None or first is None:
+        if hand is None or first is None or hand.behind:
             return None
         batch, index = first
         return batch.head.label or f"task {batch.id}#{index}", hand.since
