@@ -244,6 +244,7 @@ class Home:
     def engine_main(self, identity: dict[str, Any], board: Board) -> Callable[[socket.socket], int]:
         def main(end: socket.socket) -> int:
             self.before()
+            board.show("c-1#2")
             say(end, registered=max(identity["wanted"], 0))
             self.after(identity)
             while True:
@@ -296,6 +297,7 @@ def test_a_killed_engine_is_replaced_in_time(home: Home) -> None:
     engine.child.kill(signal.SIGKILL)
     new = home.wait_for_engine(but=engine.uuid)
     assert time.monotonic() - began < 1.0
+    assert home.nanny.facts()["exited"][-1][-1] == "c-1#2"
     assert new.replaces == {"uuid": engine.uuid, "cause": "killed by signal 9 (SIGKILL)", "output": ""}
     assert new.child.pid != engine.child.pid
 

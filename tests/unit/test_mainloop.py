@@ -92,6 +92,32 @@ def test_jobs_run_in_order_and_say_when():
     assert loop.loop.run_ready() == 0
 
 
+def test_it_is_shown_what_runs():
+    shown = []
+    board = type("Board", (), {"show": staticmethod(shown.append)})()
+    loop = MainLoop(
+        lambda job: shown.append("performed") or [], lambda *job: shown.append("done"), board=board
+    )
+    loop.put(job("a"), job("b"))
+    loop.run_ready()
+    assert shown == ["a", "performed", "", "done", "b", "performed", "", "done"]
+
+
+def test_several_jobs_are_put_at_once():
+    loop = Loop(a=lambda: b"", b=lambda: b"", c=lambda: b"")
+
+    def driver():
+        loop.loop.put()
+        loop.loop.put(job("a"), job("b"))
+        until(lambda: loop.order == ["a", "b"])
+        waiting = job("c", None)
+        loop.loop.put(waiting)
+        loop.loop.ready(waiting, [])
+        until(lambda: loop.order == ["a", "b", "c"])
+
+    loop.run(driver)
+
+
 def test_a_job_whose_parts_are_not_there_holds_up_those_behind_it():
     loop = Loop(a=lambda: b"", b=lambda: b"")
     waiting = job("a", None)

@@ -260,6 +260,6 @@ def test_nothing_is_kept_of_what_was_received(cluster: MemoryCluster) -> None:
     assert len(cluster.controller.router.blobs) == 0
     assert not client._core._blobs._held
     for engine in cluster.engines:
-        assert not engine.service._kept._wanted
-        assert not engine.service._jobs
+        assert not engine.service._commands._kept._wanted
+        assert not engine.service._tasks._batches
     client.close()

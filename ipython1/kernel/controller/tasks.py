@@ -31,6 +31,9 @@ from ipython1.kernel.wire.codec import encode
 from ipython1.kernel.wire.records import BlobRef, End, Event, Outcomes, Parts, Seek, Taken, Withdraw, Work
 
 _ANSWERS = frozenset({"held", "unknown"})
+_OUTCOMES = frozenset({"ok", "error"})
+#: Numbers of tasks and attempts are below this.
+COUNT_LIMIT = 2**31
 STATES = ("blocked", "ready", "handed", "ended")
 
 
@@ -59,12 +62,15 @@ class TaskBook:
         returning: Callable[[], bool],
     ) -> None:
         self._blobs = blobs
+        self._clock = clock
         self._numbers = itertools.count()
         self._batches: dict[str, Batch] = {}
         self._timers = Timers(clock)
         self._dispatcher = Dispatcher(clock, registry, scheduler)
         self._telling = Telling(self._batches, blobs, registry.now)
-        self._dependencies = Dependencies(self._batches.get, returning)
+        self._dependencies = Dependencies(
+            self._batches.get, returning, lambda: [engine.id for engine in registry]
+        )
         self._endings = Endings(registry, self._dispatcher, self._dependencies, self._telling, blobs)
         self._searches = Searches(
             self._batches,
@@ -88,6 +94,10 @@ class TaskBook:
         if batch is not None:
             if client not in batch.owners:
                 batch.owners.append(client)
+            if batch.blobs:
+                batch.blobs = self._open_blobs(record.parts, f"{batch.id}/", client)
+                for engine in batch.engines:
+                    self._dispatcher.send(engine, batch.raw)
             return
         batch = Batch(record, raw, Rules.unpack(record.rules), next(self._numbers), [client])
         batch.blobs = self._open_blobs(record.parts, f"{batch.id}/", client)
@@ -102,20 +112,28 @@ class TaskBook:
         batch = self._batches.get(record.batch)
         if batch is None:
             raise WireError(reason=f"tasks of {record.batch!r}, which was not opened")
+        for index, attempt, parts in record.items:  # all of it is good, or nothing is taken
+            if not (0 <= index < COUNT_LIMIT and 0 <= attempt < COUNT_LIMIT):
+                raise WireError(reason=f"{index} is no task, or {attempt} no attempt")
+            for part in parts:
+                if type(part) is BlobRef and not part.blob.startswith(f"{batch.id}#{index}/"):
+                    raise WireError(reason=f"blob {part.blob!r} is not one of task {batch.id}#{index}")
+        batch.again = batch.again or record.again
         new: list[int] = []
-        for index, _, parts in record.items:
+        for index, attempt, parts in record.items:
+            if any(type(part) is BlobRef for part in parts):
+                blobs = self._open_blobs(parts, f"{batch.id}#{index}/", client)
+                self._endings.item_blobs[batch.id, index] = blobs
             if index in batch.ended:
                 self._endings.tell_again(batch, index, parts)
-            elif index not in batch.items:
-                if any(type(part) is BlobRef for part in parts):
-                    blobs = self._open_blobs(parts, f"{batch.id}#{index}/", client)
-                    self._endings.item_blobs[batch.id, index] = blobs
-                batch.add(index, parts, record.again)
+            elif index in batch.items:
+                self._endings.send_again(batch, index)
+            else:
+                batch.add(index, parts, record.again, attempt)
                 new.append(index)
         if record.again and new:
             self._searches.start(batch.id, new)
-        elif batch.verdict:
-            self._endings.make_up(batch, batch.withdraw(new), batch.verdict)
+        self._endings.apply_verdict(batch)
         self._changed(batch)
 
     def withdraw(self, client: Peer, record: Withdraw, raw: bytes) -> None:
@@ -125,9 +143,10 @@ class TaskBook:
             return
         if record.how not in ("abort", "interrupt"):
             raise WireError(reason=f"{record.how!r} is no way to withdraw a task")
-        self._endings.make_up(batch, batch.withdraw(record.items), ABORTED)
+        self._endings.make_up(batch, batch.withdraw(record.items or None), ABORTED)
         wanted = set(record.items) or batch.items.keys()
-        self._endings.unwanted.update((batch.id, index) for index in batch.sought if index in wanted)
+        for index in wanted & batch.sought:
+            self._endings.unwanted[batch.id, index] = record.how
         handed = [index for index in batch.handed if index in wanted]
         self._endings.withdraw_handed(batch, handed, record.how)
         self._changed(batch)
@@ -155,6 +174,7 @@ class TaskBook:
             self._dispatcher.send_all(raw)
             return
         self._endings.remember(batch, record.items)
+        self._endings.close_blobs(batch, [index for index in record.items if index in batch.ended])
         for engine, indexes in batch.taken(record.items).items():
             self._dispatcher.send(engine, encode(Taken(batch.id, tuple(indexes), False)))
         if record.last:
@@ -186,6 +206,7 @@ class TaskBook:
         behind = self.running(engine) is None
         tasks = self._dispatcher.engine_died(engine)
         self._searches.engine_died(engine)
+        self._dependencies.engine_died(engine)
         for batch in self._batches.values():
             batch.engine_gone(engine)
         for place, (batch, index) in reversed(list(enumerate(tasks))):
@@ -195,18 +216,18 @@ class TaskBook:
         for batch in list(self._batches.values()):
             for index in [index for index in batch.asked if batch.ended.get(index) == GONE]:
                 self._endings.tell_again(batch, index, batch.asked.pop(index))
+            if batch.allowed is not None:
+                batch.allowed.discard(engine)
+                if not batch.allowed and not batch.verdict:
+                    reason = "the engine it has to run on is gone"
+                    self._endings.fail_all(batch, ImpossibleDependency(reason=reason))
+            self._endings.apply_verdict(batch)
             self._dispatcher.changed(batch)
         self.settle()
 
     def engine_removed(self, engine: int) -> None:
         """An engine id is free: some tasks can run nowhere now."""
         for batch in list(self._batches.values()):
-            if batch.allowed is not None:
-                batch.allowed.discard(engine)
-                if not batch.allowed:
-                    self._endings.fail_all(
-                        batch, ImpossibleDependency(reason="the engine it has to run on is gone")
-                    )
             for index in list(batch.choosy):
                 self._endings.end_if_refused(batch, index)
             self._dispatcher.changed(batch)
@@ -225,38 +246,44 @@ class TaskBook:
         id, batch = record.batch, self._batches.get(record.batch)
         gone: list[TaskKey] = []
         passed: list[End] = []
-        seconds = 0.0
+        ran, seconds, ready = 0, 0.0, self._dispatcher.ready
         for end in record.items:
             index, attempt, status, started, completed = end[:5]
+            if batch is None and status not in _ANSWERS:
+                gone.append((id, index))
             if self._searches.told(id, engine.id, end):
                 continue  # decided when all engines have answered
             if batch is None:
-                gone.append((id, index))
-                passed.append(end)
+                if status in _OUTCOMES:
+                    passed.append(end)
             elif batch.handed.get(index) == engine.id and batch.attempts.get(index) == attempt:
                 if status in _ANSWERS:
                     continue
                 gone.append((id, index))
-                seconds += completed - started
+                if started:
+                    ran, seconds = ran + 1, seconds + completed - started
                 if self._endings.attempted(batch, engine.id, end):
                     passed.append(end)
             elif index in batch.sought and status == "ok":
                 batch.attempts[index] = attempt
                 self._endings.attempted(batch, engine.id, end)
                 passed.append(end)
-            elif index not in batch.items:  # it was asked for again, or by someone else
+            elif index not in batch.items and status in _OUTCOMES:  # asked for again, or by someone else
                 batch.asked.pop(index, None)
                 passed.append(end)
         if gone:
             self._dispatcher.done(engine.id, gone)
-            if batch is not None:
-                batch.took(seconds, len(gone))
+        if ran and batch is not None:
+            batch.took(seconds, ran)
         if passed:
             self._telling.outcomes(peer, record, passed, raw)
         self._searches.settle()
         if batch is not None:
+            self._endings.apply_verdict(batch)
+            self._watch_refused(batch)
             self._dispatcher.changed(batch)
-        self._dispatcher.dispatch(engine.id)
+        # What has become ready may be for others: they may have nothing that would make them ask for it.
+        self._dispatcher.dispatch(engine.id if self._dispatcher.ready <= ready else None)
 
     def event(self, event: Event, peer: Peer, raw: bytes) -> None:
         """A task gave out something."""
@@ -281,7 +308,7 @@ class TaskBook:
     # -- looking ------------------------------------------------------------------------
 
     def running(self, engine: int) -> tuple[str, float] | None:
-        """What an engine does for a task: its label, and since when (clock's seconds); not before its commands."""
+        """What an engine does for a task: its label, and since when. None: nothing, or commands first."""
         hand = self._dispatcher.hand(engine)
         first = hand.first if hand is not None else None
         if hand is None or first is None or hand.behind:
@@ -324,21 +351,33 @@ class TaskBook:
 
     def _waited(self, batch: Batch) -> None:
         """The time is up that a batch may wait for what its tasks depend on."""
-        wait = batch.rules.wait
         if batch.blocked:
             self._dependencies.forget(batch)
             reason = "waited for the tasks it depends on"
-            self._endings.fail_all(batch, TaskTimeout(reason=reason, timeout=wait))
-        else:
-            self._endings.fail_choosy(
-                batch, TaskTimeout(reason="waited for an engine that takes it", timeout=wait)
-            )
-        self._changed(batch)
+            self._endings.fail_all(batch, TaskTimeout(reason=reason, timeout=batch.rules.wait))
+
+    def _watch_refused(self, batch: Batch) -> None:
+        """Limit the time in which an engine must be found for what others have rejected."""
+        wait = batch.rules.wait
+        if wait <= 0 or not batch.choosy or ("refused", batch.id) in self._timers:
+            return
+        now = self._clock.seconds()
+        since = min(batch.refused.setdefault(index, now) for index in batch.choosy)
+        self._timers.start("refused", batch.id, max(0.0, since + wait - now), self._refused, batch)
+
+    def _refused(self, batch: Batch) -> None:
+        now, wait = self._clock.seconds(), batch.rules.wait
+        late = [index for index in batch.choosy if batch.refused.setdefault(index, now) + wait <= now]
+        reason = "waited for an engine that takes it"
+        self._endings.fail_some(batch, late, TaskTimeout(reason=reason, timeout=wait))
+        self._dispatcher.changed(batch)
+        self._watch_refused(batch)
 
     def _close(self, batch: Batch) -> None:
         """Nobody wants anything more of a batch."""
         del self._batches[batch.id]
         self._timers.stop("wait", batch.id)
+        self._timers.stop("refused", batch.id)
         self._searches.end(batch.id)
         self._endings.close(batch)
 

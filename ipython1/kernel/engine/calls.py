@@ -68,22 +68,26 @@ class TaskOperations:
         return self._operations.dumped(_TABLE[common.op](self, common, parts))
 
     def _chunk(self, common: Common, parts: Sequence[Buffer]) -> Sequence[Buffer]:
-        """Several calls; what came of each. After one that is not for this engine, nothing of the rest."""
-        f, rows = self._function(common), []
+        """Several calls; what came of each. Nothing of those behind one that is not for this engine, or
+        that was interrupted."""
+        f, rows = self._function(common), list[Row]()
         for _, raw in split_rows(parts):
             started = time.time()
             try:
                 args, kwargs = user_code(loads_arguments, raw, self._shell.user_ns)
                 value = self._operations.dumped(self._operations.called(f, args, kwargs))
                 own: Sequence[Buffer] = list(map(bytes, value))  # the next call may change what they show
-                ok = True
+                ok, interrupted = True, False
             except TaskRejected:
                 if not rows:
                     raise
                 break
             except BaseException as error:  # noqa: BLE001 -- user code; only its own item fails
                 own, ok = [encoded(error)], False
+                interrupted = isinstance(error, KeyboardInterrupt)
             rows.append(Row((ok, started, time.time()), own))
+            if interrupted:
+                break
         return join_rows(rows)
 
     def _call(self, common: Common, parts: Sequence[Buffer]) -> Any:

@@ -11,7 +11,7 @@ from ipython1.kernel.engine.mainloop import user_code
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.engine.this_engine import ThisEngine, set_current
 from ipython1.kernel.error import UnknownResult
-from ipython1.kernel.wire.objects import dumps, loads, loads_call, loads_functions
+from ipython1.kernel.wire.objects import OUT_OF_BAND, dumps, loads, loads_call, loads_functions
 
 Buffer = Union[bytes, bytearray, memoryview]
 Parts = Sequence[Buffer]
@@ -58,9 +58,10 @@ class Operations:
 
     def dumped(self, value: Any) -> list[bytes | memoryview]:
         """A result, pickled; see `answer`."""
-        if type(value) in _SIMPLE:  # as cloudpickle would do it; 1 us, not 12
-            return [pickle.dumps(value, protocol=5)]
-        return user_code(dumps, value, f"the result (a {type(value).__name__})")
+        kind = type(value)
+        if kind in _SIMPLE or (kind is bytes and len(value) < OUT_OF_BAND):
+            return [pickle.dumps(value, protocol=5)]  # as `dumps` would do it; 1 us, not 12
+        return user_code(dumps, value, f"the result (a {kind.__name__})")
 
     # -- code ------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ _TABLE: dict[str, Callable[[Operations, Args, Parts], Any]] = {
 }
 
 #: Types that cloudpickle pickles as pickle does, and in five times the time.
-_SIMPLE = frozenset({type(None), bool, int, float, str, bytes})
+_SIMPLE = frozenset({type(None), bool, int, float, str})
 
 #: Those whose values are dicts of plain data that the shell has made.
 _PLAIN = frozenset({"execute", "run"})

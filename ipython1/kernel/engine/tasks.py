@@ -287,7 +287,7 @@ class EngineTasks:
         """A task has run; what came of it waits for `send`."""
         common = task.common
         if common.tasks.get(task.index) is not task:  # a later attempt has taken its place
-            self._release(outcome.blobs)
+            self._release([*outcome.blobs, *task.blobs])
             return
         end = _end(task, outcome.status, task.started, task.completed, outcome.parts)
         self._tell(common.id, end, task, outcome.blobs)
