@@ -282,7 +282,7 @@ ROWS = [*LIFE, *WORK]
 _IMPORTANT = (
     *("first-result", "stop", "engine-memory", "head-memory", "execute-", "apply-", "pipelined"),
     *("push-8B-", "push-80MB-", "pull-80MB-", "scatter-", "gather-", "outstanding-"),
-    *("tasks-1000-", "tasks-10000-", "tasks-100000-", "results-memory", "death"),
+    *("tasks-", "results-memory", "death"),
 )
 #: Stands in `chosen` for the rows that say the most.
 IMPORTANT = "important"

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# In the namespace everyone is root. Spawned ranks reach their parent by TCP only; all share few cores.
-os.environ.setdefault("OMPI_MCA_btl", "self,sm,tcp")
+# In the namespace everyone is root. Spawned ranks reach their parent by TCP only, and shared memory
+# would just leave its files behind; all share few cores.
+os.environ.setdefault("OMPI_MCA_btl", "self,tcp")
 os.environ.setdefault("OMPI_MCA_btl_tcp_if_include", "lo")
 os.environ.setdefault("PRTE_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("PRTE_ALLOW_RUN_AS_ROOT_CONFIRM", "1")

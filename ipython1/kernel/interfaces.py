@@ -98,6 +98,9 @@ class IScheduler(Interface):
     def next(engine: int):  # type: ignore[no-untyped-def]
         """The batch whose tasks go to `engine` next, or None. It must admit the engine."""
 
+    def served(batch) -> None:  # type: ignore[no-untyped-def]
+        """Tasks of this batch, which `next` named, went to an engine; it is still here."""
+
     def engines(loads: dict[int, int]):  # type: ignore[no-untyped-def]
         """The engines in `loads`, in the order in which they get tasks.
 

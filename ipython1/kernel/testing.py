@@ -17,12 +17,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.task import Clock
 
 from ipython1.kernel.client.core import ClientCore
+from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.multiengine import MultiEngineClient
+from ipython1.kernel.client.task import TaskClient
 from ipython1.kernel.controller.service import Controller
 from ipython1.kernel.engine.engine import Engine
 from ipython1.kernel.engine.shell import EngineShell
@@ -32,6 +34,8 @@ from ipython1.kernel.wire.memory import MemoryDialer
 from ipython1.kernel.wire.records import Exited, Order, Record
 
 __all__ = ["InlineBridge", "MemoryCluster"]
+
+C = TypeVar("C", bound=ClientLife)
 
 
 class InlineBridge:
@@ -141,7 +145,7 @@ class MemoryCluster:
         self.notices: list[dict[str, Any]] = []
         self.controller: Controller | None = Controller(self.clock, self.notices.append)
         self.engines: list[_Engine] = []
-        self._clients: list[MultiEngineClient] = []
+        self._clients: list[ClientLife] = []
         self.nanny = _Nanny(self)
         for _ in range(n):
             self.start_engine()
@@ -155,13 +159,19 @@ class MemoryCluster:
 
     def client(self) -> MultiEngineClient:
         """A new client, connected."""
-        core = ClientCore(
-            self.clock, InlineBridge(self), MemoryDialer(self.clock, lambda: self.door("multiengine"))
-        )
+        return self._client(MultiEngineClient, "multiengine")
+
+    def task_client(self) -> TaskClient:
+        """A new client for tasks, connected."""
+        return self._client(TaskClient, "task")
+
+    def _client(self, cls: type[C], kind: str) -> C:
+        dialer = MemoryDialer(self.clock, lambda: self.door(kind))
+        core = ClientCore(self.clock, InlineBridge(self), dialer, kind)
         opened = core.open()
         self.run_until(opened.done)
         opened.result()
-        client = MultiEngineClient._from_core(core)
+        client = cls._from_core(core)
         self._clients.append(client)
         return client
 

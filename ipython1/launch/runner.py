@@ -1,6 +1,6 @@
-"""Runs a script for `ipcluster run`, as Python itself would, with a client ready as ``mec``.
+"""Runs a script for `ipcluster run`, as Python itself would, with clients ready as ``mec`` and ``tc``.
 
-The client is made only for a script that uses the name and does not give it a
+Each is made only for a script that uses the name and does not give it a
 meaning of its own.
 """
 
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 #: What a script finds under which name: a class of `ipython1.kernel.client`.
-NAMES = {"mec": "MultiEngineClient"}
+NAMES = {"mec": "MultiEngineClient", "tc": "TaskClient"}
 
 
 def wanted(source: bytes, filename: str = "<script>") -> list[str]:

@@ -144,9 +144,9 @@ def test_engines_register_and_stop_on_request(
 def test_a_busy_engine_stops_in_time(start: Callable[..., Host], mec: client.MultiEngineClient) -> None:
     host = start()
     mec.execute("import time; t = time.sleep", block=True)
-    busy = [mec.execute("t(1000)", targets=0, block=False)]
-    busy.append(mec.execute("while True: pass", targets=1, block=False))
-    until(lambda: [queue["pending"] for _, queue in mec.queue_status()] == ["t(1000)", "while True: pass"])
+    busy = [mec.execute("print('on'); t(1000)", targets=0, block=False)]
+    busy.append(mec.execute("print('on')\nwhile True: pass", targets=1, block=False))
+    until(lambda: all(pending.stdout == ["on\n"] for pending in busy))
     host.process.send_signal(signal.SIGINT)
     assert host.process.wait(PATIENCE) == 0
     for pending in busy:  # interrupted, and not killed when the nanny's patience was at its end

@@ -57,6 +57,7 @@ class World:
         kind: str,
         offered: Container[str] = KINDS,
         middle: Callable[[World], Middle] | None = None,
+        ip: str = "127.0.0.1",
     ) -> None:
         self.call = thread.call
         self.reactor = thread.reactor
@@ -66,7 +67,9 @@ class World:
         self.sent = 0
         self.controller: Controller = self.call(Controller, self.reactor)
         doors = {kind: self.controller.door(kind) for kind in ("engine", "multiengine")}
-        self.listener: Listener = self.call(serve, self.reactor, self.files, doors, port=0, lanes=offered)
+        self.listener: Listener = self.call(
+            serve, self.reactor, self.files, doors, ip=ip, port=0, lanes=offered
+        )
         self.port = self.listener.port
         self.middle = middle(self) if middle is not None else None
         engine = {"uuid": "e", "host": "h", "pid": 1, "nanny": "n", "wanted": 0, "replaces": {}}
@@ -298,6 +301,16 @@ def only_a_file(lanes: Any, path: Path) -> None:
         path.unlink(missing_ok=True)
         nobody.bind(os.fspath(path))
     lanes.path = path
+
+
+def test_tls_lanes_over_ipv6(make_world: Callable[..., World]) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    world = make_world("tls", ip="::1")
+    world.wait(world.on_lanes)
 
 
 @pytest.mark.parametrize("offered", [(), ("unix",)])

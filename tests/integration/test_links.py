@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from foolscap.api import flushEventualQueue
 from foolscap.pb import Listener as FoolscapListener
+from twisted.logger import globalLogPublisher
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -29,7 +30,8 @@ from ipython1.kernel.error import (
 )
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import IDialer, IDoor, ILink, ILinkSink
-from ipython1.kernel.wire import tubs
+from ipython1.kernel.wire import sniffing, tubs
+from ipython1.kernel.wire.bounds import LINES
 from ipython1.kernel.wire.links import ARGUMENT_LIMIT, FoolscapDialer
 from ipython1.kernel.wire.serving import Listener, serve
 from tests.conftest import LoggedErrors
@@ -96,9 +98,7 @@ class World:
         self.dialers: list[FoolscapDialer] = []
 
     def serve(self, port: int = 0, **options: Any) -> Listener:
-        listener: Listener = self.call(
-            serve, self.reactor, self.files, self.doors, port=port, **options
-        )
+        listener: Listener = self.call(serve, self.reactor, self.files, self.doors, port=port, **options)
         self.listeners.append(listener)
         return listener
 
@@ -743,9 +743,13 @@ def test_old_tls_is_refused(world: World, version: str, good: bool) -> None:
             assert encrypted.version() == version.replace("_", ".")
 
 
-def test_a_half_negotiation_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lanes", [(), ("tls",)])
+def test_a_half_negotiation_is_ended(
+    world: World, lanes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tubs._Negotiation, "SERVER_TIMEOUT", 0.05)
-    listener = world.serve()
+    monkeypatch.setattr(sniffing, "SNIFF_TIME", 0.05)
+    listener = world.serve(lanes=lanes)
     tub_id = tubs.split_furl(listener.furls["task"])[0].encode()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -760,10 +764,48 @@ def test_a_half_negotiation_is_ended(world: World, monkeypatch: pytest.MonkeyPat
                 pass
 
 
-def test_stopping_ends_half_negotiations(world: World) -> None:
-    listener = world.serve()
+@pytest.mark.parametrize(("lanes", "said"), [((), b""), (("tls",), b""), (("tls",), b"GET")])
+def test_stopping_ends_half_negotiations(world: World, lanes: tuple[str, ...], said: bytes) -> None:
+    listener = world.serve(lanes=lanes)
+    waiting = listener._tub.negotiating if said or not lanes else listener._sniffing.waiting  # type: ignore[union-attr]
     with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as silent:
-        while not world.call(lambda: len(listener._tub.negotiating)):
+        silent.sendall(said)
+        while not world.call(lambda: len(waiting)):
             pass  # until the reactor has accepted it
         world.call(listener.stop)
         until_closed(silent)
+
+
+def test_foolscap_may_come_in_single_bytes(world: World) -> None:
+    listener = world.serve()
+    with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as plain:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in GET % tubs.split_furl(listener.furls["task"])[0].encode():
+            plain.sendall(bytes([byte]))
+            world.call(lambda: None)  # a turn of the reactor
+        assert plain.recv(4096).startswith(b"HTTP/1.1 101 ")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with context.wrap_socket(plain) as encrypted:
+            assert b"banana-negotiation-range" in encrypted.recv(4096)
+
+
+def test_garbage_is_logged_but_not_for_ever(world: World) -> None:
+    warnings: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event["log_namespace"].startswith("ipython1") and event["log_level"].name == "warn":
+            warnings.append(event["log_format"].format(**event))
+
+    listener = world.serve()
+    globalLogPublisher.addObserver(observe)
+    try:
+        for _ in range(LINES + 10):
+            with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as connection:
+                connection.sendall(b"\x1b[31mhello\r\n\r\n")
+                until_closed(connection)
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert len(warnings) == LINES
+    assert all("did not get through" in text for text in warnings)

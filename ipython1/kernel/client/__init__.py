@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 from ipython1.kernel.client.multiengine import MultiEngineClient
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.results import Result, ResultList
+from ipython1.kernel.client.task import TaskClient
+from ipython1.kernel.client.taskresult import TaskResult
+from ipython1.kernel.client.taskspec import MapTask, StringTask, depend, require
 from ipython1.kernel.error import (
     ClientClosed,
     CommandTimeout,
     CompositeError,
     ConnectionFailed,
     EngineDied,
+    ImpossibleDependency,
     InvalidEngineID,
     IPython1Error,
     NoEnginesRegistered,
@@ -20,6 +24,8 @@ from ipython1.kernel.error import (
     RemoteError,
     SerializationError,
     TaskAborted,
+    TaskRejected,
+    TaskTimeout,
 )
 from ipython1.kernel.wire.objects import Reference
 
@@ -34,7 +40,9 @@ __all__ = [
     "ConnectionFailed",
     "EngineDied",
     "IPython1Error",
+    "ImpossibleDependency",
     "InvalidEngineID",
+    "MapTask",
     "MultiEngineClient",
     "NoEnginesRegistered",
     "PendingResult",
@@ -44,7 +52,14 @@ __all__ = [
     "Result",
     "ResultList",
     "SerializationError",
+    "StringTask",
     "TaskAborted",
+    "TaskClient",
+    "TaskRejected",
+    "TaskResult",
+    "TaskTimeout",
+    "depend",
+    "require",
 ]
 
 

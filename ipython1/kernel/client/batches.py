@@ -46,15 +46,25 @@ TAKENS_KEPT = 50
 ENDS_KEPT = 10_000
 
 
+_NO_BLOBS: Mapping[str, memoryview] = {}
+
+
 class _Task:
     """One task that has not ended."""
 
-    __slots__ = ("arriving", "attempt", "blobs", "events", "parts", "pending")
+    __slots__ = ("also", "arriving", "attempt", "blobs", "events", "parts", "pending", "withdrawn")
 
-    def __init__(self, pending: TaskPending, parts: Parts, blobs: Mapping[str, memoryview]) -> None:
+    def __init__(
+        self, pending: TaskPending, parts: Parts | None, blobs: Mapping[str, memoryview] = _NO_BLOBS
+    ) -> None:
         self.pending = pending
+        #: Others that want to know what comes of it.
+        self.also: tuple[TaskPending, ...] = ()
+        #: None: it was not sent from here, or has ended before; it is only asked for.
         self.parts = parts
         self.blobs = blobs
+        #: How the user has said that it is not wanted any more.
+        self.withdrawn = ""
         self.attempt = 0
         self.events = 0  # delivered
         #: Records of this attempt that wait for their blobs, and those behind them.
@@ -73,7 +83,6 @@ class _Batch:
         self.tasks: dict[int, _Task] = {}
         self.unsent: list[int] = []
         self.taken: list[int] = []
-        self.withdrawn: list[Withdraw] = []
         self.closed = False
 
 
@@ -166,37 +175,41 @@ class Batches:
     def reserve(self, batch: str, n: int = 1) -> range:
         """Numbers for `n` tasks to come."""
         with self._lock:
-            known = self._batches[batch]
+            known = self._find(batch)
             first = known.number
             known.number += n
         return range(first, first + n)
 
     def add(self, pending: TaskPending, slots: Sequence[int], items: Sequence[Sequence[Buffer]]) -> None:
         """Send tasks of batch ``pending.command_id``, with these numbers and arguments."""
-        batch = self._batches[pending.command_id]
+        batch = self._find(pending.command_id)
         tasks = []
         for index, parts in zip(slots, items, strict=True):
             split, blobs = self._blobs.split(parts, f"{batch.id}#{index}/a", INLINE_LIMIT)
             tasks.append((index, _Task(pending, split, blobs)))
         self._bridge.submit(self._add, batch, tasks)
 
+    def _find(self, id: str) -> _Batch:
+        batch = self._batches.get(id)
+        if batch is None:
+            raise self._error or KeyError(f"batch {id} is over")
+        return batch
+
     def close(self, batch: str) -> None:
         """No more tasks will be added; the batch is forgotten when all have ended."""
         self._bridge.submit(self._close, batch)
 
-    def withdraw(self, batch: str, indexes: Iterable[int] = (), interrupt: bool = False) -> None:
-        """Do not start these tasks (all, where none is named); interrupt those that run, if asked to."""
-        order = sorted(indexes)
-        how = "interrupt" if interrupt else "abort"
-        slices = [tuple(order[i : i + ENGINES_LIMIT]) for i in range(0, len(order), ENGINES_LIMIT)] or [()]
-        for part in slices:
-            self._bridge.submit(self._withdraw, Withdraw(batch, part, how))
+    def withdraw(self, batch: str, indexes: Iterable[int] | None = None, interrupt: bool = False) -> None:
+        """Do not start these tasks (None: all there are); interrupt those that run, if asked to."""
+        order = None if indexes is None else sorted(indexes)
+        self._bridge.submit(self._withdraw, batch, order, "interrupt" if interrupt else "abort")
 
     def pending(self) -> list[TaskPending]:
         """What is outstanding, each once."""
         with self._lock:
             batches = list(self._batches.values())
-        found = {id(task.pending): task.pending for batch in batches for task in list(batch.tasks.values())}
+        tasks = [task for batch in batches for task in list(batch.tasks.values())]
+        found = {id(pending): pending for task in tasks for pending in (task.pending, *task.also)}
         return list(found.values())
 
     def seek(self, pending: TaskPending) -> None:
@@ -206,8 +219,11 @@ class Batches:
     # -- sending -------------------------------------------------------------------------
 
     def _open(self, batch: _Batch) -> None:
-        if self._error is None:
-            self._send_head(batch)
+        if self._error is not None:
+            return
+        if batch.rules.get("after") or batch.rules.get("follow"):
+            self._flush_now()  # the controller must know of these when it hears of the batch
+        self._send_head(batch)
 
     def _send_head(self, batch: _Batch) -> None:
         assert batch.head is not None
@@ -229,8 +245,6 @@ class Batches:
                 continue
             batch.tasks[index] = task
             batch.unsent.append(index)
-            for blob, data in task.blobs.items():
-                self._blobs.offer(blob, data)
         if batch.unsent:
             self._unsent[batch.id] = batch
             if self._flush_call is None:
@@ -244,20 +258,31 @@ class Batches:
             indexes, batch.unsent = batch.unsent, []
             self._send_work(batch, indexes)
 
+    def _flush_now(self) -> None:
+        if self._flush_call is not None:
+            self._flush_call.cancel()
+            self._flush()
+
     def _send_work(self, batch: _Batch, indexes: Iterable[int], again: bool = False) -> None:
         items: list[Item] = []
+        large: list[_Task] = []
         size = 0
         for index in indexes:
             task = batch.tasks.get(index)
-            if task is None:
+            if task is None or task.parts is None:
                 continue
-            items.append((index, 0, task.parts))
+            if task.blobs:
+                large.append(task)
+            items.append((index, task.attempt, task.parts))
             size += sum(map(_size, task.parts))
             if len(items) >= WORK_COUNT or size >= WORK_BYTES:
                 self._send(Work(batch.id, tuple(items), again))
                 items, size = [], 0
         if items:
             self._send(Work(batch.id, tuple(items), again))
+        for task in large:  # only now: what nobody has named is refused
+            for blob, data in task.blobs.items():
+                self._blobs.offer(blob, data)
 
     def _close(self, id: str) -> None:
         batch = self._batches.get(id)
@@ -265,14 +290,20 @@ class Batches:
             batch.closed = True
             self._finish_if_over(batch)
 
-    def _withdraw(self, record: Withdraw) -> None:
-        batch = self._batches.get(record.batch)
-        if batch is not None and self._error is None:
-            if self._flush_call is not None and batch.unsent:
-                self._flush_call.cancel()
-                self._flush()
-            batch.withdrawn.append(record)
-            self._send(record)
+    def _withdraw(self, id: str, indexes: Sequence[int] | None, how: str) -> None:
+        batch = self._batches.get(id)
+        if batch is None or self._error is not None:
+            return
+        if batch.unsent:
+            self._flush_now()
+        chosen = [index for index in (batch.tasks if indexes is None else indexes) if index in batch.tasks]
+        for index in chosen:
+            batch.tasks[index].withdrawn = how
+        self._send_withdraw(batch, chosen, how)
+
+    def _send_withdraw(self, batch: _Batch, indexes: Sequence[int], how: str) -> None:
+        for start in range(0, len(indexes), ENGINES_LIMIT):
+            self._send(Withdraw(batch.id, tuple(indexes[start : start + ENGINES_LIMIT]), how))
 
     def _seek(self, pending: TaskPending) -> None:
         if self._error is not None:
@@ -284,9 +315,15 @@ class Batches:
             with self._lock:
                 batch = self._batches[id] = _Batch(id, None, {})
             batch.closed = True
+        asked: list[int] = []
         for index in pending.targets:
-            batch.tasks[index] = _Task(pending, (), {})
-        self._send_seeks(batch, pending.targets)
+            task = batch.tasks.get(index)
+            if task is not None:  # it will be told anyway
+                task.also += (pending,)
+            else:
+                batch.tasks[index] = _Task(pending, None)
+                asked.append(index)
+        self._send_seeks(batch, asked)
 
     def _send_seeks(self, batch: _Batch, indexes: Iterable[int]) -> None:
         order = list(indexes)
@@ -299,16 +336,13 @@ class Batches:
         """The controller does not know us: send what is unresolved."""
         for batch in self._batches.values():
             batch.unsent.clear()
-            if batch.head is None:
-                self._send_seeks(batch, batch.tasks)
-                continue
-            self._send_head(batch)
-            self._send_work(batch, batch.tasks, again=True)
-            for task in batch.tasks.values():
-                for blob, data in task.blobs.items():
-                    self._blobs.offer(blob, data)
-            for withdrawn in batch.withdrawn:
-                self._send(withdrawn)
+            if batch.head is not None:
+                self._send_head(batch)
+                self._send_work(batch, batch.tasks, again=True)
+            self._send_seeks(batch, [index for index, task in batch.tasks.items() if task.parts is None])
+            for how in ("abort", "interrupt"):
+                order = [index for index, task in batch.tasks.items() if task.withdrawn == how]
+                self._send_withdraw(batch, order, how)
         for taken in self._takens:
             self._send(taken)
 
@@ -355,7 +389,12 @@ class Batches:
             if record.engine < 0:  # made up by the controller: nothing came before
                 self._refuse_arriving(task)
                 self._deliver(batch, index, task, result, parts)
-            elif task.arriving is None and task.events == events and not _has_blobs(parts):
+            elif (
+                task.arriving is None
+                and task.events == events
+                and (attempt == task.attempt or not events)
+                and not _has_blobs(parts)
+            ):
                 self._deliver(batch, index, task, result, parts)
             else:
                 self._arrive(batch, index, task, attempt, result)
@@ -375,19 +414,22 @@ class Batches:
         """Take a record, or hold it until its blobs and those before it are here."""
         if attempt > task.attempt:
             if task.events:
-                task.pending.restart_slot(index)
+                for pending in (task.pending, *task.also):
+                    pending.restart_slot(index)
             self._refuse_arriving(task)
             task.attempt, task.events = attempt, 0
         waiting = task.arriving if task.arriving is not None else deque()
         expected = task.events + len(waiting)
         number = record.index if isinstance(record, Event) else record.events
-        if waiting and isinstance(waiting[-1].record, Result):
-            self._refuse(record.parts)
+        if any(arrival.record == record for arrival in waiting):  # a replay of what is on its way here
+            for part in record.parts:
+                if isinstance(part, BlobRef):
+                    self._blobs.ask_again(part.blob)
             return
-        if number != expected:
+        if number != expected or (waiting and isinstance(waiting[-1].record, Result)):
+            self._refuse(record.parts)
             if isinstance(record, Result) and number > expected:  # events were lost with a controller
-                self._refuse(record.parts)
-                self._send(Seek(batch.id, (index,)))
+                self._ask_for(batch, index, task)
             return
         arrival = Arrival(record)
         task.arriving = waiting
@@ -398,14 +440,23 @@ class Batches:
             self._deliver_arrived(batch, index, task)
 
         def failed(error: Exception) -> None:
-            if isinstance(record, Result) and not isinstance(error, MemoryError) and batch.head is not None:
+            if isinstance(record, Result) and not isinstance(error, MemoryError) and task.parts is not None:
                 task.arriving = None  # its engine died with it: it runs again
-                self._send(Work(batch.id, ((index, 0, task.parts),)))
+                self._ask_for(batch, index, task)
                 return
             arrival.lost(error)
             self._deliver_arrived(batch, index, task)
 
         gather_parts(self._blobs, record.parts, complete, failed)
+
+    def _ask_for(self, batch: _Batch, index: int, task: _Task) -> None:
+        """What came of a task is needed once more. One of ours runs again, where that is lost."""
+        if task.parts is None:
+            self._send(Seek(batch.id, (index,)))
+            return
+        self._send(Work(batch.id, ((index, task.attempt, task.parts),)))
+        for blob, data in task.blobs.items():
+            self._blobs.offer(blob, data)
 
     def _deliver_arrived(self, batch: _Batch, index: int, task: _Task) -> None:
         waiting = task.arriving
@@ -414,7 +465,8 @@ class Batches:
             assert arrival.parts is not None
             if isinstance(arrival.record, Event):
                 task.events += 1
-                task.pending.deliver_event(arrival.record, arrival.parts, index)
+                for pending in (task.pending, *task.also):
+                    pending.deliver_event(arrival.record, arrival.parts, index)
             else:
                 self._deliver(batch, index, task, arrival.record, arrival.parts)
                 self._plan_taken(batch)
@@ -432,7 +484,8 @@ class Batches:
         self._ends[batch.id, index] = _End(result.status == "ok", result.engine)
         if len(self._ends) > ENDS_KEPT:
             self._ends.popitem(last=False)
-        task.pending.deliver_result(result, parts, index)  # type: ignore[arg-type]
+        for pending in (task.pending, *task.also):
+            pending.deliver_result(result, parts, index)  # type: ignore[arg-type]
 
     # -- what need not be kept -----------------------------------------------------------------
 

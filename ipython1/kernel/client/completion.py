@@ -185,15 +185,10 @@ class Completion(concurrent.futures.Future[Any]):
             False where an engine had started it. It goes on there, and
             elsewhere ends with `TaskAborted`.
         """
-        with self._guard:
-            verdict = self._verdict
-            asked = verdict is not None
-            if verdict is None:
-                if self._started or self.done():
-                    return self.cancelled()
-                verdict = self._verdict = concurrent.futures.Future()
-        if not asked:
-            # Until it is decided results are held: they may say TaskAborted for what was just cancelled.
+        verdict, asks = self._begin_cancel()
+        if verdict is None:
+            return self.cancelled()
+        if asks:
             try:
                 self._core.abort(self)
             except IPython1Error:
@@ -201,6 +196,19 @@ class Completion(concurrent.futures.Future[Any]):
             self._decide_cancel()  # what came just before does not come again
         self._core.wait(verdict, None)
         return verdict.result()
+
+    def _begin_cancel(self) -> tuple[concurrent.futures.Future[bool] | None, bool]:
+        """What tells whether this is cancelled (None: too late), and whether the caller has to abort it.
+
+        Until it is decided results are held: they may say TaskAborted for what was just cancelled.
+        """
+        with self._guard:
+            if self._verdict is not None:
+                return self._verdict, False
+            if self._started or self.done():
+                return None, False
+            self._verdict = concurrent.futures.Future()
+            return self._verdict, True
 
     def _decide_cancel(self) -> None:
         """Conclude `cancel` as soon as the engines have said enough."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ipython1.kernel.client import partition
 from ipython1.kernel.client.calls import Calls
@@ -187,10 +187,17 @@ class Mapper:
         return self.view.map(f, *sequences, dist=self.dist, targets=self.targets, block=self.block)
 
 
+class IMapper(Protocol):
+    """Something with a `map` like the builtin one."""
+
+    def map(self, f: Callable[..., Any], *sequences: Iterable[Any]) -> Any:
+        """`f` of each item."""
+
+
 class ParallelFunction:
     """A function of items, called with sequences of them. What ``@mec.parallel()`` makes."""
 
-    def __init__(self, mapper: Mapper, function: Callable[..., Any]) -> None:
+    def __init__(self, mapper: IMapper, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         self.mapper = mapper
         self.function = function

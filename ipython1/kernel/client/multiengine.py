@@ -13,6 +13,7 @@ from ipython1.kernel.client.views import TargetView
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.core import ClientCore
+    from ipython1.kernel.client.task import TaskClient
 
 
 class MultiEngineClient(ClientLife, TargetView):
@@ -55,6 +56,7 @@ class MultiEngineClient(ClientLife, TargetView):
         self, furl: FURLSpec = None, *, cluster: str = DEFAULT_CLUSTER, timeout: float = 10.0
     ) -> None:
         self._attach(_open(furl, cluster, timeout))
+        self._where = furl, cluster, timeout
 
     def _attach(self, core: ClientCore) -> None:
         super()._attach(core)
@@ -82,6 +84,17 @@ class MultiEngineClient(ClientLife, TargetView):
             A list of dicts that shows as a table.
         """
         return self._status(self._all_ids())
+
+    def task_client(self) -> TaskClient:
+        """A `TaskClient` of the same cluster, with a connection of its own."""
+        from ipython1.kernel.client.task import TaskClient
+
+        furl, cluster, timeout = self._where
+        return TaskClient(furl, cluster=cluster, timeout=timeout)
+
+    def register_joblib_backend(self, name: str = "ipython1") -> None:
+        """Let joblib run on this cluster; see `TaskClient.register_joblib_backend`."""
+        self.task_client().register_joblib_backend(name)
 
     # -- how fast it is ---------------------------------------------------------------
 

@@ -23,7 +23,7 @@ ended      taken                      gone
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ DEATHS_LIMIT = 3
 HAND_BYTES = 256 * 1024
 #: Instead of the engine that has an outcome: the controller made it up, or the engine died since.
 NOWHERE, GONE = -1, -2
+#: Seconds that tasks take at least, for the mean.
+SHORTEST = 1e-6
 #: How much the length of the newest task weighs in the mean.
 MEAN_WEIGHT = 0.3
 
@@ -95,11 +97,13 @@ class Batch:
     owners: list[Peer]
     #: Arguments of the tasks that have not ended.
     items: dict[int, Parts] = field(default_factory=dict)
-    ready: deque[int] = field(default_factory=deque)
+    ready: OrderedDict[int, None] = field(default_factory=OrderedDict)
     #: Ready as well, but not everywhere: see `refusals`.
     choosy: dict[int, None] = field(default_factory=dict)
     #: The engines that rejected a task.
     refusals: dict[int, set[int]] = field(default_factory=dict)
+    #: When the first one did, controller's clock; only where the rules limit the time for that.
+    refused: dict[int, float] = field(default_factory=dict)
     sought: set[int] = field(default_factory=set)
     handed: dict[int, int] = field(default_factory=dict)  # to which engine
     attempts: dict[int, int] = field(default_factory=dict)
@@ -118,6 +122,8 @@ class Batch:
     allowed: set[int] | None = None
     #: Waits for what its rules ask.
     blocked: bool = False
+    #: Engines may know of it from an earlier controller.
+    again: bool = False
     #: Why none of its tasks can run, encoded.
     verdict: bytes = b""
     #: Mean length of its tasks in seconds; 0: not known.
@@ -148,19 +154,21 @@ class Batch:
         """Whether a task is here, ended or not."""
         return index in self.items or index in self.ended
 
-    def add(self, index: int, parts: Parts, sought: bool = False) -> None:
-        """A new task."""
+    def add(self, index: int, parts: Parts, sought: bool = False, attempt: int = 0) -> None:
+        """A new task; `attempt`: the last one that its client knows of."""
         self.items[index] = parts
+        if attempt:
+            self.attempts[index] = attempt
         if sought:
             self.sought.add(index)
         else:
-            self.ready.append(index)
+            self.ready[index] = None
 
     def nobody_has(self, index: int) -> None:
         """No engine knows a task that was sought."""
         if index in self.sought:
             self.sought.discard(index)
-            self.ready.append(index)
+            self.ready[index] = None
 
     def admits(self, engine: int) -> bool:
         """Whether a task is ready for this engine."""
@@ -168,9 +176,10 @@ class Batch:
             return False
         return bool(self.ready) or any(engine not in self.refusals[index] for index in self.choosy)
 
-    def could_run(self, engine: int) -> bool:
-        """Whether the rules let its tasks run on this engine."""
-        return self.allowed is None or engine in self.allowed
+    def could_run(self, engine: int, index: int = -1) -> bool:
+        """Whether its tasks may run on this engine; of task `index`, whether that one may."""
+        allowed = self.allowed is None or engine in self.allowed
+        return allowed and engine not in self.refusals.get(index, ())
 
     def take(self, engine: int, count: int) -> list[Item]:
         """Hand over up to `count` tasks, as their next attempts."""
@@ -179,7 +188,7 @@ class Batch:
         attempts, handed, items, ready = self.attempts, self.handed, self.items, self.ready
         while len(taken) < count and size < HAND_BYTES:
             if ready:
-                index = ready.popleft()
+                index, _ = ready.popitem(last=False)
             else:
                 found = next((i for i in self.choosy if engine not in self.refusals[i]), None)
                 if found is None:
@@ -207,7 +216,8 @@ class Batch:
         if index in self.refusals:
             self.choosy[index] = None
         else:
-            self.ready.appendleft(index)
+            self.ready[index] = None
+            self.ready.move_to_end(index, last=False)
 
     def fails(self, index: int) -> bool:
         """An attempt at a task failed. Whether it gets another one."""
@@ -240,7 +250,7 @@ class Batch:
             return False
         self.handed.pop(index, None)
         self.sought.discard(index)
-        for notes in (self.failures, self.deaths, self.refusals, self.choosy):
+        for notes in (self.failures, self.deaths, self.refusals, self.refused, self.choosy):
             if notes:
                 notes.pop(index, None)
         self.ended[index] = engine
@@ -256,16 +266,15 @@ class Batch:
         self.items[index] = parts
         if self.deaths[index] >= DEATHS_LIMIT:
             return False
-        self.ready.append(index)
+        self.ready[index] = None
         return True
 
-    def withdraw(self, indexes: Iterable[int]) -> list[int]:
-        """The ready ones among `indexes` (all, where there are none); they are to be ended."""
-        wanted = set(indexes)
-        chosen = [index for index in (*self.ready, *self.choosy) if not wanted or index in wanted]
-        gone = set(chosen)
-        self.ready = deque(index for index in self.ready if index not in gone)
+    def withdraw(self, indexes: Iterable[int] | None = None) -> list[int]:
+        """Take out the ready ones among `indexes` (None: all); they are to be ended."""
+        wanted = [*self.ready, *self.choosy] if indexes is None else indexes
+        chosen = [index for index in wanted if index in self.ready or index in self.choosy]
         for index in chosen:
+            self.ready.pop(index, None)
             self.choosy.pop(index, None)
         return chosen
 
@@ -292,5 +301,6 @@ class Batch:
 
     def took(self, seconds: float, count: int) -> None:
         """So many tasks ran so long, all together. (The first one of an engine loads the function, too.)"""
+        seconds = max(seconds, SHORTEST)  # clocks may be set back
         weight = 1 - (1 - MEAN_WEIGHT) ** count if self.mean else 1.0
         self.mean += weight * (seconds / count - self.mean)

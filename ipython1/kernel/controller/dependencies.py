@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ipython1.kernel.controller.batches import Batch, TaskKey
+from ipython1.kernel.controller.batches import GONE, Batch, TaskKey
 
 #: Ends of tasks that are remembered when their client has the outcome.
 ENDS_KEPT = 10_000
@@ -28,11 +28,19 @@ class Dependencies:
         The batch with an id, or None.
     returning : callable
         Whether clients of an earlier controller may still tell of tasks.
+    engines : callable
+        The ids of all engines.
     """
 
-    def __init__(self, find: Callable[[str], Batch | None], returning: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], Batch | None],
+        returning: Callable[[], bool],
+        engines: Callable[[], Iterable[int]],
+    ) -> None:
         self._find = find
         self._returning = returning
+        self._engines = engines
         self._ends: OrderedDict[TaskKey, Ended] = OrderedDict()
         self._waiting: dict[TaskKey, dict[str, Batch]] = {}
 
@@ -46,11 +54,11 @@ class Dependencies:
         """Set `batch.blocked` and `batch.allowed` by what is known now; why it can never run, or ''."""
         rules = batch.rules
         told = {(id, index): Ended(ok, engine) for id, index, ok, engine in rules.known}
-        after = [told.get(key) or self._end(key) for key in rules.after]
-        follow = [told.get(key) or self._end(key) for key in rules.follow]
+        after = [self._end(key) or told.get(key) for key in rules.after]
+        follow = [self._end(key) or told.get(key) for key in rules.follow]
         self._forget(batch)
         for key, end in zip((*rules.after, *rules.follow), (*after, *follow), strict=True):
-            if end is None and not self._known(key) and not self._returning():
+            if end is None and not self._known(key) and not self._may_come(key, batch):
                 return f"it depends on {_name(key)}, which is not known here"
         met = [
             None if end is None else rules.when == "completion" or (rules.when == "success") == end.ok
@@ -74,12 +82,21 @@ class Dependencies:
                 batch.allowed = set.intersection(*known) if rules.all else set.union(*known)
                 if not batch.allowed:
                     return "the tasks it shall follow ran on different engines"
+                batch.allowed &= set(self._engines())
+                if not batch.allowed:
+                    return "the engine it has to run on is gone"
         batch.blocked = blocked
         if blocked:
             for key, end in zip((*rules.after, *rules.follow), (*after, *follow), strict=True):
                 if end is None:
                     self._waiting.setdefault(key, {})[batch.id] = batch
         return ""
+
+    def engine_died(self, engine: int) -> None:
+        """What tasks have left in an engine is gone."""
+        for key, end in self._ends.items():
+            if end.engine == engine:
+                self._ends[key] = Ended(end.ok, GONE)
 
     @property
     def any_waiting(self) -> bool:
@@ -116,6 +133,10 @@ class Dependencies:
     def _known(self, key: TaskKey) -> bool:
         batch = self._find(key[0])
         return batch is not None and batch.knows(key[1])
+
+    def _may_come(self, key: TaskKey, batch: Batch) -> bool:
+        """Whether a task may yet be told of: one of its own the client told of before `batch`."""
+        return self._returning() and key[0].partition("-")[0] != batch.client
 
     def _end(self, key: TaskKey) -> Ended | None:
         id, index = key

@@ -53,6 +53,11 @@ class Dispatcher:
     # -- engines ------------------------------------------------------------------------
 
     @property
+    def ready(self) -> int:
+        """How many tasks could be handed to some engine."""
+        return self._ready
+
+    @property
     def engines(self) -> Iterable[int]:
         """Ids of the engines that can be asked."""
         return self._peers.keys()
@@ -160,11 +165,12 @@ class Dispatcher:
             batch.engines.add(id)
             peer.session.send(batch.raw)
         items = batch.take(id, room)
+        self._scheduler.served(batch)
         hand.add(batch, [item[0] for item in items], self._clock.seconds(), behind=bool(len(engine.queue)))
         self._handed += len(items)
         peer.session.send(encode(Work(batch.id, tuple(items))))
         self.changed(batch)
-        return True
+        return len(items) < room
 
     # -- calling back ------------------------------------------------------------------------
 
@@ -176,12 +182,16 @@ class Dispatcher:
         if not idle:
             return
         now = self._clock.seconds()
-        victims = sorted(self._hands, key=lambda id: len(self._hands[id]), reverse=True)
-        for id in victims[: len(idle)]:
-            hand, engine = self._hands[id], self._registry.get(id)
-            if engine is None or not hand.waiting or not self._is_ready(engine):
-                continue
-            spare = [task for task in hand.spare(now) if any(task[0].could_run(other) for other in idle)]
+        ready = [engine.id for engine in self._registry if self._is_ready(engine)]
+        busy = [id for id in ready if self._hands[id].waiting]
+        busy.sort(key=lambda id: len(self._hands[id]), reverse=True)
+        for id in busy[: len(idle)]:
+            hand = self._hands[id]
+            spare = [
+                (batch, index)
+                for batch, index in hand.spare(now)
+                if any(batch.could_run(other, index) for other in idle)
+            ]
             hand.recall(spare)
             by_batch: dict[str, list[int]] = {}
             for batch, index in spare:
@@ -189,7 +199,7 @@ class Dispatcher:
             for batch_id, indexes in by_batch.items():
                 self.send(id, encode(Withdraw(batch_id, tuple(indexes), "recall")))
         # The first task of a hand may turn out to be a long one.
-        if any(hand.waiting for hand in self._hands.values()):
+        if busy:
             self._rebalance_call = self._clock.callLater(REBALANCE_DELAY, self._look_again)
 
     def _look_again(self) -> None:

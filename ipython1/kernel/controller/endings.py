@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from ipython1.kernel.controller.batches import GONE, NOWHERE, Batch, TaskKey
@@ -12,7 +13,7 @@ from ipython1.kernel.controller.registry import Registry
 from ipython1.kernel.controller.telling import Telling
 from ipython1.kernel.error import ImpossibleDependency, IPython1Error, RemoteFailure, own_failure
 from ipython1.kernel.wire.codec import encode, encode_failure
-from ipython1.kernel.wire.records import End, Parts, Seek, Taken, Withdraw
+from ipython1.kernel.wire.records import End, Parts, Seek, Taken, Withdraw, Work
 
 ABORTED = encode_failure(own_failure("TaskAborted"))
 
@@ -47,16 +48,18 @@ class Endings:
         self._dependencies = dependencies
         self._telling = telling
         self._blobs = blobs
-        #: Tasks that were withdrawn, and are or may be with an engine.
-        self.unwanted: set[TaskKey] = set()
+        #: Tasks that were withdrawn, and are or may be with an engine; and how.
+        self.unwanted: dict[TaskKey, str] = {}
         #: Routes of the arguments that travel by themselves.
         self.item_blobs: dict[TaskKey, list[str]] = {}
+        self._to_judge: deque[Batch] = deque()
+        self._judging = False
 
     def attempted(self, batch: Batch, engine: int, end: End) -> bool:
         """An attempt is over. Whether its outcome is the one of the task, and to be passed on."""
         index, _, status, started = end[:4]
         unwanted = bool(self.unwanted) and (batch.id, index) in self.unwanted
-        if status == "back":
+        if status == "back" or (status == "rejected" and unwanted):
             batch.back(index)
             if unwanted:
                 self.make_up(batch, batch.withdraw([index]), ABORTED)
@@ -81,17 +84,22 @@ class Endings:
     def fail_all(self, batch: Batch, error: IPython1Error) -> None:
         """None of the tasks of a batch can run, now or later."""
         batch.verdict, batch.blocked = _encoded(error), False
-        self.make_up(batch, batch.withdraw(()), batch.verdict)
+        self.apply_verdict(batch)
         self._dispatcher.changed(batch)
 
-    def fail_choosy(self, batch: Batch, error: IPython1Error) -> None:
-        """No engine has taken some of the tasks of a batch, for too long."""
-        self.make_up(batch, batch.withdraw(list(batch.choosy)), _encoded(error))
+    def apply_verdict(self, batch: Batch) -> None:
+        """End what is ready of a batch none of whose tasks can run."""
+        if batch.verdict and batch.waiting:
+            self.make_up(batch, batch.withdraw(), batch.verdict)
+
+    def fail_some(self, batch: Batch, indexes: Sequence[int], error: IPython1Error) -> None:
+        """Ready tasks of a batch cannot run."""
+        self.make_up(batch, batch.withdraw(indexes), _encoded(error))
 
     def end_if_refused(self, batch: Batch, index: int, parts: Parts = ()) -> None:
         """End a task that every engine has rejected, unless it may wait for a better one."""
         able = {engine.id for engine in self._registry if batch.could_run(engine.id)}
-        if batch.rules.wait or index not in batch.choosy or not able <= batch.refusals[index]:
+        if batch.rules.wait or index not in batch.choosy or not able or not able <= batch.refusals[index]:
             return
         said = parts[0] if parts and isinstance(parts[0], bytes) else b""
         failure = said or encode_failure(own_failure("TaskRejected"))
@@ -110,7 +118,7 @@ class Endings:
         if index in batch.made_up:
             self._telling.made_up(batch, [index])
         elif engine != GONE:
-            batch.asked[index] = parts
+            batch.asked[index] = batch.asked.get(index) if parts is None else parts
             self._dispatcher.send(engine, encode(Seek(batch.id, (index,))))
         elif parts is None:
             self._telling.unknown(batch.id, [index])
@@ -120,18 +128,33 @@ class Endings:
 
     def judge(self, batches: Iterable[Batch]) -> None:
         """Look whether what batches depend on is there, or impossible."""
-        for batch in batches:
+        self._to_judge.extend(batches)
+        if self._judging:  # the end of a task that others wait for: there may be a long chain of them
+            return
+        self._judging = True
+        while self._to_judge:
+            batch = self._to_judge.popleft()
             reason = self._dependencies.judge(batch)
             if reason:
                 self.fail_all(batch, ImpossibleDependency(reason=reason))
             self._dispatcher.changed(batch)
+        self._judging = False
+
+    def send_again(self, batch: Batch, index: int) -> None:
+        """The way of large arguments is open again: their engine asks for what it lacks."""
+        engine = batch.handed.get(index)
+        if engine is not None and (batch.blobs or (batch.id, index) in self.item_blobs):
+            if batch.blobs:
+                self._dispatcher.send(engine, batch.raw)
+            item = (index, batch.attempts[index], batch.items[index])
+            self._dispatcher.send(engine, encode(Work(batch.id, (item,))))
 
     def withdraw_handed(self, batch: Batch, indexes: Iterable[int], how: str) -> None:
         """Engines shall not start these, or stop them."""
         by_engine: dict[int, list[int]] = {}
         for index in indexes:
             by_engine.setdefault(batch.handed[index], []).append(index)
-            self.unwanted.add((batch.id, index))
+            self.unwanted[batch.id, index] = how
         for engine, with_it in by_engine.items():
             self._dispatcher.send(engine, encode(Withdraw(batch.id, tuple(with_it), how)))
 
@@ -148,23 +171,31 @@ class Endings:
         waiting = self._dependencies.waiting_for(*((batch.id, index) for index in batch.items))
         self._dependencies.forget(batch)
         self.withdraw_handed(batch, list(batch.handed), "abort")
-        batch.withdraw(())
+        batch.withdraw()
         self._dispatcher.changed(batch)
         over = encode(Taken(batch.id, (), True))
-        for engine in batch.engines:
-            self._dispatcher.send(engine, over)
+        if batch.again:
+            self._dispatcher.send_all(over)
+        else:
+            for engine in batch.engines:
+                self._dispatcher.send(engine, over)
         self._blobs.close(batch.blobs)
         for index in batch.items:
-            self.unwanted.discard((batch.id, index))
-            self._blobs.close(self.item_blobs.pop((batch.id, index), ()))
+            self.unwanted.pop((batch.id, index), None)
+        self.close_blobs(batch, (*batch.items, *batch.asked))
         self.judge(waiting)
+
+    def close_blobs(self, batch: Batch, indexes: Iterable[int]) -> None:
+        """The arguments of these tasks are not needed any more."""
+        if self.item_blobs:
+            for index in indexes:
+                self._blobs.close(self.item_blobs.pop((batch.id, index), ()))
 
     def _end(self, batch: Batch, index: int, engine: int, ok: bool) -> None:
         batch.end(index, engine, ok)
         if self.unwanted:
-            self.unwanted.discard((batch.id, index))
-        if self.item_blobs:
-            self._blobs.close(self.item_blobs.pop((batch.id, index), ()))
+            self.unwanted.pop((batch.id, index), None)
+        self.close_blobs(batch, (index,))
         if self._dependencies.any_waiting:
             self.judge(self._dependencies.waiting_for((batch.id, index)))
 

@@ -60,6 +60,9 @@ class _Ordered:
                     return batch
         return None
 
+    def served(self, batch: Ready) -> None:
+        """See `IScheduler`."""
+
     def engines(self, loads: Loads) -> Iterable[int]:
         """See `IScheduler`."""
         return sorted(loads, key=lambda engine: (loads[engine], engine))
@@ -107,13 +110,15 @@ class LeastLoad:
     def next(self, engine: int) -> Ready | None:
         """See `IScheduler`."""
         for priority in sorted(self._levels, reverse=True):
-            clients = self._levels[priority]
-            for client, batches in clients.items():
-                found = next((batch for batch in batches.values() if batch.admits(engine)), None)
-                if found is not None:
-                    clients.move_to_end(client)
-                    return found
+            for batches in self._levels[priority].values():
+                for batch in batches.values():
+                    if batch.admits(engine):
+                        return batch
         return None
+
+    def served(self, batch: Ready) -> None:
+        """See `IScheduler`."""
+        self._levels[batch.priority].move_to_end(batch.client)
 
     def engines(self, loads: Loads) -> Iterable[int]:
         """See `IScheduler`."""

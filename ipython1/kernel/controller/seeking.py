@@ -42,7 +42,7 @@ class Search:
 
     @property
     def answered(self) -> bool:
-        """Whether every engine that was asked has told of everything."""
+        """Whether every engine that was asked has told of everything; if only that it is held."""
         return not any(self._open.values())
 
     def add(self, indexes: Iterable[int], engines: Iterable[int]) -> list[tuple[int, Seek]]:
@@ -74,14 +74,23 @@ class Search:
     def told(self, engine: int, end: End) -> bool:
         """An engine tells of a task. Whether this answers the question."""
         index, attempt, status = end[:3]
-        asked = self._open.get(engine)
-        if asked is None or index not in asked:
-            return False
-        asked.discard(index)
         best = self.best.get(index)
-        if status != "unknown" and (best is None or best.attempt < attempt):
-            self.best[index] = Best(attempt, engine, end)
-        return True
+        if index in self._open.get(engine, ()):
+            self._open[engine].discard(index)
+            if status != "unknown" and (best is None or best.attempt < attempt):
+                self.best[index] = Best(attempt, engine, end)
+            return True
+        if best is not None and best.engine == engine and best.end[2] == "held" and best.attempt == attempt:
+            self.best[index] = Best(attempt, engine, end)  # it has ended since
+            return True
+        return False
+
+    def over(self, index: int) -> None:
+        """What was found of a task is told, or it is with an engine of ours."""
+        self.indexes.discard(index)
+        self.best.pop(index, None)
+        for asked in self._open.values():
+            asked.discard(index)
 
 
 class Searches:
@@ -119,7 +128,12 @@ class Searches:
     def start(self, id: str, indexes: Iterable[int]) -> None:
         """Ask all engines for tasks of a batch."""
         search = self._searches.setdefault(id, Search(id))
-        for engine, question in search.add(indexes, self._dispatcher.engines):
+        wanted = list(indexes)
+        for index in wanted:
+            best = search.best.get(index)
+            if best is not None and best.end[2] == "ok":  # it was passed on, but not to this client
+                self._dispatcher.send(best.engine, encode(Seek(id, (index,))))
+        for engine, question in search.add(wanted, self._dispatcher.engines):
             self._dispatcher.send(engine, encode(question))
         self.settle()
 
@@ -147,14 +161,12 @@ class Searches:
         """Conclude the searches that all engines have answered, if no more engines come."""
         if self._searches and not self._more_engines():
             for search in [search for search in self._searches.values() if search.answered]:
-                del self._searches[search.batch]
                 self._conclude(search)
 
     def _conclude(self, search: Search) -> None:
         batch = self._batches.get(search.batch)
         unknown: list[int] = []
         fresh: list[int] = []
-        awaited = False
         for index in sorted(search.indexes):
             best = search.best.get(index)
             if batch is not None and index in batch.sought:
@@ -165,20 +177,20 @@ class Searches:
                     self._adopt(batch, index, best)
             elif best is None:
                 unknown.append(index)
-            elif best.end[2] == "held":
-                awaited = True
-            elif best.end[2] != "ok":  # those that went well were passed on as they came
+            elif best.end[2] == "held":  # who asks for it hears of its end
+                continue
+            elif best.end[2] == "error":  # those that went well were passed on as they came
                 self._pass_on(search.batch, best)
+            search.over(index)
         if unknown:
             self._telling.unknown(search.batch, unknown)
-        if not awaited:
+        if not search.indexes:
+            del self._searches[search.batch]
             self._telling.drop_seekers(search.batch)
         if batch is not None:
             unwanted = [index for index in fresh if (batch.id, index) in self._endings.unwanted]
-            if batch.verdict:
-                self._endings.make_up(batch, batch.withdraw(()), batch.verdict)
-            elif unwanted:
-                self._endings.make_up(batch, batch.withdraw(unwanted), ABORTED)
+            self._endings.make_up(batch, batch.withdraw(unwanted), ABORTED)
+            self._endings.apply_verdict(batch)
             self._dispatcher.changed(batch)
 
     def _adopt(self, batch: Batch, index: int, best: Best) -> None:
@@ -186,8 +198,10 @@ class Searches:
         batch.adopt(index, best.engine, best.attempt)
         if best.end[2] == "held":
             self._dispatcher.adopt(best.engine, batch, index)
-            if (batch.id, index) in self._endings.unwanted:
-                self._endings.withdraw_handed(batch, [index], "interrupt")
+            self._endings.send_again(batch, index)
+            how = self._endings.unwanted.get((batch.id, index))
+            if how:
+                self._endings.withdraw_handed(batch, [index], how)
         elif self._endings.attempted(batch, best.engine, best.end):
             self._pass_on(batch.id, best)
 

@@ -6,15 +6,15 @@ cluster's folder where both ends share a host, else TLS on the port that it
 has dialled. On a lane it goes, in frames of four bytes of length and so many
 bytes,
 
-=====  =============  =========================  ===================================
+=====  =============  =========================  ======================================
 frame  from           what                       then
-=====  =============  =========================  ===================================
+=====  =============  =========================  ======================================
 1      who dialled    the ticket                 nothing has moved yet
 2      the other      last number received       the one who dialled moves
 3      who dialled    last number received       the other moves
 4      the other      an empty frame             who dialled closes the Foolscap link
-5 ...  both           batches; empty frames are a sign of life
-=====  =============  =========================  ===================================
+5 ...  both           batches                    an empty frame is only a sign of life
+=====  =============  =========================  ======================================
 
 Who dialled moves first, since only that side can dial again. A lane that ends
 before frame 2 changes nothing, one that ends later makes that side dial again.
@@ -93,7 +93,8 @@ class LaneLink(Protocol):  # type: ignore[misc]
         self._clock = clock
         self._owner = owner
         self._limit = TICKET_SIZE
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []
+        self._wanted = 0  # bytes until something can be done
         self._open = True
         self._gone = False
         self._why = ""
@@ -143,21 +144,28 @@ class LaneLink(Protocol):  # type: ignore[misc]
         if not self._open:
             return
         self._missed = 0
-        buffer = self._buffer
-        buffer += data
+        self._pieces.append(data)
+        self._wanted -= len(data)
+        if self._wanted > 0:
+            return  # of a large frame: nothing is copied before all of it is here
+        data = b"".join(self._pieces)
         start = 0
-        while self._open and len(buffer) - start >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(buffer, start)
+        self._wanted = _LENGTH.size
+        while self._open and len(data) - start >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(data, start)
             if size > self._limit:
                 self._refuse(f"a frame of {size} bytes")
                 break
             end = start + _LENGTH.size + size
-            if end > len(buffer):
+            if end > len(data):
+                self._wanted += size
                 break
-            frame = bytes(memoryview(buffer)[start + _LENGTH.size : end])
+            frame = data[start + _LENGTH.size : end]
             start = end
             self._take(frame)
-        del buffer[:start]
+        rest = data[start:]
+        self._pieces = [rest]
+        self._wanted -= len(rest)
 
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008
         """Tell sink and owner."""

@@ -286,8 +286,9 @@ class FoolscapDialer:
         if path and "unix" in self._lanes:
             ways.append(partial(unix_way, path))
         if tls and "tls" in self._lanes and self._trust:
-            peer = link.transport.getPeer()
-            ways.append(partial(tls_way, peer.host, peer.port, certificate_of(link.transport)))
+            peer, pinned = link.transport.getPeer(), certificate_of(link.transport)
+            if pinned:
+                ways.append(partial(tls_way, peer.host, peer.port, pinned))
         if not ways:
             return
 

@@ -25,6 +25,11 @@ def map_rows(f: Callable[..., Any], rows: Iterable[tuple[Any, ...]]) -> list[Any
     return [f(*row) for row in rows]
 
 
+def call(f: Callable[[], Any]) -> Any:
+    """What `f` returns. So many different callables are sent as arguments of one function."""
+    return f()
+
+
 def nothing(*args: Any) -> None:
     """Take anything."""
 

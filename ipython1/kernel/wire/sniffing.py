@@ -43,8 +43,10 @@ class Sniffing(Factory):  # type: ignore[misc]
         self.lanes = lanes
         self.others = others
         self.complaints = complaints
-        #: Connections that have not said what they want.
-        self.waiting: Crowd[Sniffer] = Crowd()
+        #: Connections that have not said what they want, longest first.
+        self.waiting: dict[Sniffer, None] = {}
+        #: These, and those that were told to go and are not gone.
+        self.here: Crowd[Sniffer] = Crowd()
 
     def buildProtocol(self, addr: Any) -> Sniffer:
         """See `IProtocolFactory`."""
@@ -54,9 +56,9 @@ class Sniffing(Factory):  # type: ignore[misc]
 
     def stop(self) -> Any:
         """End all that have not said what they want; a Deferred that fires when they are gone."""
-        for sniffer in self.waiting:
+        for sniffer in self.here:
             sniffer.transport.abortConnection()
-        return self.waiting.empty()
+        return self.here.empty()
 
 
 class Sniffer(Protocol):  # type: ignore[misc]
@@ -72,7 +74,8 @@ class Sniffer(Protocol):  # type: ignore[misc]
 
     def connectionMade(self) -> None:
         """Wait, but not for ever."""
-        self._door.waiting.add(self)
+        self._door.waiting[self] = None
+        self._door.here.add(self)
         self._timer = self._door.clock.callLater(SNIFF_TIME, self.give_up, f"silent for {SNIFF_TIME:g} s")
 
     def dataReceived(self, data: bytes) -> None:
@@ -92,11 +95,11 @@ class Sniffer(Protocol):  # type: ignore[misc]
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008
         """It left."""
         self._end()
-        self._door.waiting.discard(self)
+        self._door.here.discard(self)
 
     def _become(self, factory: Any, rest: bytes) -> None:
         self._end()
-        self._door.waiting.discard(self)
+        self._door.here.discard(self)
         protocol = factory.buildProtocol(self._address)
         self.transport.protocol = protocol  # hears from now on what the transport has to say
         protocol.makeConnection(self.transport)
@@ -104,5 +107,6 @@ class Sniffer(Protocol):  # type: ignore[misc]
             protocol.dataReceived(rest)
 
     def _end(self) -> None:
+        self._door.waiting.pop(self, None)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()

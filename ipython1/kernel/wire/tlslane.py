@@ -25,6 +25,9 @@ from zope.interface import implementer
 from ipython1.kernel.wire.lanes import LaneLink, Owner
 from ipython1.kernel.wire.sniffing import MAGIC
 
+#: Seconds of silence after which a side sends a sign of life; the kernel does not tell soon that a
+#: host is gone.
+SIGN_OF_LIFE = 20.0
 #: What TLS 1.2 may use; all of TLS 1.3 is good.
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -37,13 +40,13 @@ class TLSLane(LaneLink):
     ----------
     clock : IReactorTime
     owner : Owner
-    pinned : bytes
-        The certificate (DER) that the other side must have. Empty on the side that listens.
+    pinned : bytes, optional
+        The certificate (DER) that the other side must have; not given on the side that listens.
     """
 
-    PULSE = 20.0
+    PULSE = SIGN_OF_LIFE
 
-    def __init__(self, clock: Any, owner: Owner, pinned: bytes = b"") -> None:
+    def __init__(self, clock: Any, owner: Owner, pinned: bytes | None = None) -> None:
         super().__init__(clock, owner)
         self._pinned = pinned
 
@@ -54,7 +57,7 @@ class TLSLane(LaneLink):
 
     def handshakeCompleted(self) -> None:
         """Look who is there, then begin."""
-        if self._pinned and certificate_of(self.transport) != self._pinned:
+        if self._pinned is not None and certificate_of(self.transport) != self._pinned:
             self.abort("another certificate than the controller's: somebody is in between")
         elif self._open:
             self._owner.opened(self)

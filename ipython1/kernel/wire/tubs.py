@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from foolscap.api import Tub
 from foolscap.broker import Broker
 from foolscap.ipb import IConnectionHintHandler
-from foolscap.negotiate import Negotiation
+from foolscap.negotiate import DuplicateConnection, Negotiation
 from foolscap.pb import generateSwissnumber
-from foolscap.tokens import BananaError
+from foolscap.tokens import BananaError, RemoteNegotiationError
 from OpenSSL.crypto import Error as OpenSSLError
 from twisted.internet import reactor as _reactor  # Foolscap knows no other
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -37,6 +37,7 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import BadFURL
 from ipython1.kernel.files import ClusterFiles, write_private
+from ipython1.kernel.wire.bounds import Complaints
 
 #: Seconds of silence after which the peer is asked for a sign of life.
 KEEPALIVE = 20
@@ -55,6 +56,9 @@ BACKLOG = 1024
 WILDCARDS = ("", "0.0.0.0", "::")
 #: Days a certificate is valid. Foolscap does not look: the FURL names the certificate.
 VALIDITY = 36500
+
+#: Ends of a negotiation that are no offence.
+PEERS_CHOICE = (DuplicateConnection, RemoteNegotiationError)
 
 _FURL = re.compile(r"pb://([a-z2-7]{32})@([^/@\s]+)/([A-Za-z0-9._-]{1,200})")
 _LOCATION = re.compile(r"(?:tcp:)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9.]+)?\]):([0-9]{1,5})")
@@ -283,6 +287,13 @@ class _Negotiation(Negotiation):
         super().negotiationTimedOut()
         self.transport.abortConnection()
 
+    def negotiationFailed(self) -> None:
+        super().negotiationFailed()
+        why = self.failureReason
+        if not self.isClient and not why.check(ConnectionDone, ConnectionLost, *PEERS_CHOICE):
+            peer = self.transport.getPeer()
+            self._our_tub.strangers.say("{peer} did not get through: {why}", peer=peer, why=why.value)
+
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
         self._our_tub.negotiating.discard(self.transport)
@@ -335,6 +346,7 @@ class _Tub(Tub):
 
     def __init__(self, certData: bytes) -> None:  # noqa: N803
         super().__init__(certData=certData)
+        self.strangers = Complaints(log, reactor)
         self.negotiating: set[Any] = set()  # transports
         self.connected: set[Any] = set()
         self._empty: Deferred[None] | None = None

@@ -1,0 +1,435 @@
+"""Maps over the cluster: many items, in tasks of several items each.
+
+A chunk is a task of op ``chunk``; what comes of it is told item by item. Its
+size follows the length of items as measured: long enough that the way to the
+engine does not count, short enough that all engines end at about the same
+time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from ipython1.kernel.client.taskbatches import dump_arguments
+from ipython1.kernel.client.taskpending import TaskPending
+from ipython1.kernel.error import CompositeError, WireError, own_failure
+from ipython1.kernel.wire.blobs import Buffer
+from ipython1.kernel.wire.chunks import CHUNK_LIMIT, Row, join_rows, split_rows
+from ipython1.kernel.wire.codec import decode_failure, encode_failure
+from ipython1.kernel.wire.records import Event, Result
+
+if TYPE_CHECKING:
+    from ipython1.kernel.client.core import ClientCore
+    from ipython1.kernel.client.pending import PendingResult
+    from ipython1.kernel.client.task import TaskClient
+
+#: Seconds that a chunk shall take.
+CHUNK_TIME = 0.03
+#: A chunk has at most so many times the items of the largest that has come back.
+GROWTH = 8
+#: Chunks an engine has at a time.
+AHEAD = 4
+#: Chunks an engine gets of what is left, at least.
+SHARES = 4
+#: Seconds after which a map that is waited for shows a bar, and between two looks at it.
+BAR_AFTER, REDRAW = 2.0, 0.2
+#: Bytes of arguments in one chunk, about.
+CHUNK_BYTES = 1 << 20
+#: Seconds that a chunk takes at least, however few are left.
+LEAST_TIME = 0.002
+#: Failures of a chunk that may be those of one of its items.
+_OF_ONE = frozenset({"EngineDied", "TaskRejected"})
+
+
+class MapPending(TaskPending):
+    """The result of a map; its slots are the numbers of the items.
+
+    Parameters
+    ----------
+    core : ClientCore
+    batch : str
+    method : str
+        The call, for messages.
+    total : int
+        Number of items.
+    owner : object
+        Kept as long as this is.
+    ordered : bool
+        The values in the order of the items; else as they came.
+    return_exceptions : bool
+        An exception is the value of its item.
+    """
+
+    feeder: Feeder
+
+    def __init__(
+        self,
+        core: ClientCore,
+        batch: str,
+        method: str,
+        total: int,
+        owner: object = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> None:
+        self._owner = owner
+        self._ordered = ordered
+        self._return_exceptions = return_exceptions
+        super().__init__(_FeederCore(core), batch, method, range(total))
+
+    @property
+    def id(self) -> str:
+        """The id of the map. What came of it cannot be had by this id in other sessions."""
+        return self.command_id
+
+    def _take_values(self) -> None:
+        arrivals = self._arrivals
+        if arrivals.failed and not self._return_exceptions:
+            super()._take_values()
+            return
+        sources = [arrivals.decode(slot) for slot in (self.targets if self._ordered else arrivals.finished)]
+        if not self._return_exceptions and any(source.failure is not None for source in sources):
+            super()._take_values()  # something cannot be rebuilt here
+            return
+        self._value = [
+            source.value if source.failure is None else source.failure.exception() for source in sources
+        ]
+
+
+class _FeederCore:
+    """The core of a client, for the result of a map: what is to be ended is what feeds it."""
+
+    def __init__(self, core: ClientCore) -> None:
+        self.wait = core.wait
+        self.call_user = core.call_user
+
+    def abort(self, pending: MapPending, interrupt: bool = False) -> None:
+        pending.feeder.abort(interrupt)
+
+
+class Sizes:
+    """How many items go into the next chunk.
+
+    Parameters
+    ----------
+    engines : int
+    fixed : int, optional
+        Always so many.
+    """
+
+    def __init__(self, engines: int, fixed: int | None = None) -> None:
+        self.engines = max(1, engines)
+        self.fixed = fixed
+        self._largest = 1
+        self._mean = 0.0  # seconds of an item
+
+    def measured(self, items: int, seconds: float) -> None:
+        """A chunk of so many items took so long."""
+        mean = seconds / items
+        # The newest counts for half: the length of items may change along the way.
+        self._mean = (self._mean + mean) / 2 if self._mean else mean
+        self._largest = max(self._largest, items)
+
+    def next(self, left: int) -> int:
+        """The size of the next chunk, where `left` items are left."""
+        if self.fixed is not None:
+            return min(self.fixed, left)
+        if not self._mean:
+            return 1
+        mean = max(self._mean, 1e-6)
+        share = max(left // (SHARES * self.engines), int(LEAST_TIME / mean))
+        return max(1, min(int(CHUNK_TIME / mean), share, self._largest * GROWTH, CHUNK_LIMIT, left))
+
+
+class Feeder:
+    """Sends the items of a map as the engines take them; stands between the tasks and the result.
+
+    Parameters
+    ----------
+    core : ClientCore
+    pending : MapPending
+        Gets what comes of the items.
+    items : list of list of buffers
+        The pickled arguments of each; emptied along the way.
+    sizes : Sizes
+    last : bool
+        The batch is closed behind it.
+    """
+
+    def __init__(
+        self,
+        core: ClientCore,
+        pending: MapPending,
+        items: list[list[Buffer]],
+        sizes: Sizes,
+        last: bool = True,
+    ) -> None:
+        self.command_id = pending.command_id
+        self.pending = pending
+        self._core = core
+        self._tasks = core.tasks
+        self._items = items
+        self._sizes = sizes
+        self._lock = threading.RLock()  # guards the following; in memory what is sent may come back at once
+        self._next = 0  # of the items that were never sent
+        self._again: deque[tuple[int, ...]] = deque()  # that go once more, as chunks of these
+        self._chunks: dict[int, tuple[int, ...]] = {}  # by number of the task
+        self._aborted = False
+        self._closed = not last
+        pending.feeder = self
+
+    # -- out: any thread ---------------------------------------------------------------------
+
+    def feed(self) -> None:
+        """Send chunks until the engines have enough."""
+        with self._lock:
+            room = self._room()
+            new: list[tuple[int, ...]] = []
+            while len(self._chunks) + len(new) < room:
+                chunk = self._next_chunk()
+                if not chunk:
+                    break
+                new.append(chunk)
+            if new:
+                numbers = self._tasks.reserve(self.command_id, len(new))
+                self._chunks.update(zip(numbers, new, strict=True))
+                parts = [join_rows(Row((), self._items[item]) for item in chunk) for chunk in new]
+                self._tasks.add(self, numbers, parts)  # type: ignore[arg-type]
+            if not self._chunks and not self._closed:
+                self._closed = True
+                self._tasks.close(self.command_id)
+
+    def _room(self) -> float:
+        """How many chunks may be on their way: sizes that are still to be measured are not known ahead."""
+        if self._sizes.fixed is not None:
+            return math.inf
+        return AHEAD * max(1, len(self._core.engines()))
+
+    def _next_chunk(self) -> tuple[int, ...]:
+        if self._again:
+            return self._again.popleft()
+        first, total = self._next, len(self._items)
+        if first >= total:
+            return ()
+        stop = first + self._sizes.next(total - first)
+        size, last = 0, first
+        while last < stop and (last == first or size < CHUNK_BYTES):
+            size += sum(map(len, self._items[last]))
+            last += 1
+        self._next = last
+        return tuple(range(first, last))
+
+    def abort(self, interrupt: bool) -> None:
+        """Send no more, and take back what was sent."""
+        with self._lock:
+            self._aborted = True
+            unsent = [item for chunk in self._again for item in chunk]
+            unsent += range(self._next, len(self._items))
+            self._again.clear()
+            self._next = len(self._items)
+            chunks = list(self._chunks)
+        self._fail(unsent)
+        if chunks:
+            self._tasks.withdraw(self.command_id, chunks, interrupt)
+        self.feed()  # closes the batch, where nothing is left
+
+    def _fail(self, items: Sequence[int]) -> None:
+        failure = encode_failure(own_failure("TaskAborted"))
+        for item in items:
+            self._deliver(item, Result("", -1, "", "error", 0.0, 0.0, 0, ()), [failure])
+
+    # -- in: reactor thread; as of a `TaskPending` -----------------------------------------------
+
+    def deliver_event(self, event: Event, parts: Sequence[Buffer], slot: int) -> None:
+        """Output of a chunk counts as that of its first item."""
+        chunk = self._chunks.get(slot)
+        if chunk:
+            self.pending.deliver_event(event, parts, chunk[0])
+
+    def restart_slot(self, slot: int) -> None:
+        """A chunk is tried again."""
+        chunk = self._chunks.get(slot)
+        if chunk:
+            self.pending.restart_slot(chunk[0])
+
+    def deliver_result(self, result: Result, parts: Sequence[Buffer], slot: int) -> None:
+        """What came of a chunk."""
+        with self._lock:
+            chunk = self._chunks.pop(slot, ())
+        left = self._take(result, parts, chunk)
+        if left:
+            if self._aborted:
+                self._fail(left)
+            else:
+                with self._lock:
+                    self._again.extend((item,) for item in left)
+        self.feed()
+
+    def _take(self, result: Result, parts: Sequence[Buffer], chunk: Sequence[int]) -> Sequence[int]:
+        """Tell what came of the items; returns those that have not run."""
+        if result.status != "ok":
+            if len(chunk) > 1 and self._name(parts) in _OF_ONE:
+                return chunk
+            for item in chunk:
+                self._deliver(item, result, parts)
+            return ()
+        rows = list(split_rows(parts))
+        for item, ((ok, started, completed), own) in zip(chunk, rows, strict=False):
+            status = "ok" if ok else "error"
+            end = Result(result.id, result.engine, "", status, started, completed, 0, ())
+            self._deliver(item, end, own)
+        if rows:
+            self._sizes.measured(len(rows), result.completed - result.started)
+        return chunk[len(rows) :]
+
+    def _deliver(self, item: int, result: Result, parts: Sequence[Buffer]) -> None:
+        self._items[item] = []
+        self.pending.deliver_result(result, parts, item)
+
+    @staticmethod
+    def _name(parts: Sequence[Buffer]) -> str:
+        try:
+            return decode_failure(bytes(parts[0]), -1, "").ename
+        except (WireError, IndexError):
+            return ""
+
+    def fail(self, error: Exception) -> None:
+        """Nothing will come any more."""
+        self.pending.fail(error)
+
+
+class TaskMapper:
+    """Something with a `map`, with fixed options.
+
+    Parameters
+    ----------
+    client : TaskClient
+    **options
+        Those of `TaskClient.map`.
+    """
+
+    def __init__(self, client: TaskClient, **options: Any) -> None:
+        self.client = client
+        self.options = options
+
+    def __repr__(self) -> str:
+        options = "".join(f" {name}={value!r}" for name, value in self.options.items())
+        return f"<{type(self).__name__}{options}>"
+
+    def map(self, f: Callable[..., Any], *sequences: Iterable[Any]) -> Any:
+        """Like builtin `map`, on the engines."""
+        return self.client.map(f, *sequences, **self.options)
+
+
+def wait_showing(core: ClientCore, pending: PendingResult) -> None:
+    """Wait for a result; after a while with a progress bar, on a terminal and in a notebook."""
+    try:
+        core.wait(pending, BAR_AFTER)
+        return
+    except TimeoutError:
+        pass
+    from tqdm.auto import tqdm  # only where it is used: in a notebook it looks for widgets
+
+    with tqdm(total=len(pending.targets), desc=pending.method, unit="", leave=False, disable=None) as bar:
+        while not pending.done():
+            bar.n = pending.progress[0]
+            bar.refresh()
+            try:
+                core.wait(pending, REDRAW)
+            except TimeoutError:
+                pass
+
+
+class _Finished:
+    """Results in the order in which they are done."""
+
+    def __init__(self, core: ClientCore) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._done: deque[MapPending] = deque()
+        self._news: Future[None] | None = None
+
+    def expect(self, pending: MapPending) -> None:
+        """One more."""
+        pending._when_over(lambda: self._add(pending))
+
+    def _add(self, pending: MapPending) -> None:
+        with self._lock:
+            self._done.append(pending)
+            news, self._news = self._news, None
+        if news is not None:
+            news.set_result(None)
+
+    def next(self) -> MapPending:
+        """Wait for the next one."""
+        while True:
+            with self._lock:
+                if self._done:
+                    return self._done.popleft()
+                news = self._news = Future()
+            self._core.wait(news, None)
+
+
+def iterate(
+    client: TaskClient,
+    f_parts: Sequence[Buffer],
+    rows: Iterator[tuple[Any, ...]],
+    label: str,
+    *,
+    ordered: bool,
+    ahead: int,
+    chunksize: int,
+    return_exceptions: bool,
+) -> Iterator[Any]:
+    """The results of the rows, which are read as there is room; see `TaskClient.imap`."""
+    core = client._core
+    batch = core.tasks.open("chunk", f_parts, label=label)
+    waiting: dict[MapPending, None] = {}
+    finished = _Finished(core)
+    more = True
+    try:
+        while True:
+            while more and len(waiting) < ahead:
+                items = [dump_arguments(row, {}) for row in itertools.islice(rows, chunksize)]
+                more = len(items) == chunksize
+                if items:
+                    core.check_usable()
+                    pending = MapPending(core, batch, "imap", len(items), client)
+                    waiting[pending] = None
+                    # Copied, as `Batches.add` does it: what goes a second time must be the same.
+                    Feeder(core, pending, list(map(copied, items)), Sizes(1, len(items)), False).feed()
+                    if not ordered:
+                        finished.expect(pending)
+            if not waiting:
+                return
+            pending = next(iter(waiting)) if ordered else finished.next()
+            core.wait(pending, None)
+            for slot in pending.targets:
+                yield _value(pending, slot, return_exceptions)
+            del waiting[pending]
+    finally:
+        interrupt = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        for pending in waiting:
+            pending.abort(interrupt)
+        core.tasks.close(batch)
+
+
+def _value(pending: MapPending, slot: int, return_exceptions: bool) -> Any:
+    try:
+        return pending[slot]
+    except CompositeError as error:
+        if return_exceptions:
+            return error.elist[0].exception()
+        raise
+
+
+def copied(parts: list[Buffer]) -> list[Buffer]:
+    """The same, of which nothing changes any more."""
+    return [part if type(part) is bytes else bytes(part) for part in parts]
