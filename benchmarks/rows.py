@@ -95,6 +95,8 @@ SECTIONS = (
     ),
 )
 
+_BEST = "the best peer's; aim: half of it"
+_TWICE = "twice the best peer"
 _GROWING = (10, 100, 1_000, 10_000, 100_000)
 _TASKS = (100, 1_000, 10_000, 100_000)
 _BULK = (8 * MB, 80 * MB, 400 * MB)
@@ -107,6 +109,7 @@ LIFE = [
         "s",
         meaning="From the call that starts the system, in a process that has imported its library, "
         "to a result of every engine.",
+        target="ahead of ipyparallel, Dask and Ray",
     ),
     Row("stop", "start", "stop", "s", meaning="Until it says so and no engine is left."),
     Row(
@@ -115,6 +118,7 @@ LIFE = [
         "memory of one idle engine",
         "B",
         meaning="What one engine has for itself alone (USS), the median of all, after one call.",
+        target="ahead of ipyparallel, Dask and Ray",
     ),
     Row(
         "head-memory",
@@ -147,6 +151,7 @@ def _transfer_rows() -> list[Row]:
                         "s" if n < MB else "B/s",
                         partial(run, n, engine),
                         less=n < MB,
+                        target="" if n < 80 * MB else _TWICE,
                         limit="ping-unix" if n < MB else f"memcpy-{n // MB}MB",
                     )
                 )
@@ -161,8 +166,16 @@ WORK = [
         "s",
         partial(works.latency_of_execute, 0),
         limit="ping-unix",
+        target=_BEST,
     ),
-    Row("execute-all", "latency", "execute, all engines", "s", partial(works.latency_of_execute, None)),
+    Row(
+        "execute-all",
+        "latency",
+        "execute, all engines",
+        "s",
+        partial(works.latency_of_execute, None),
+        target=_BEST,
+    ),
     Row(
         "apply-one",
         "latency",
@@ -200,6 +213,7 @@ WORK = [
             "/s",
             partial(works.tasks, n, chunk),
             less=False,
+            target="5 x the best of ipyparallel, Dask and Ray, 1 x pool" if n == 10_000 else "",
         )
         for chunk in (1, None)
         for n in _TASKS
@@ -211,6 +225,7 @@ WORK = [
         "scatter 80 MB",
         "B/s",
         partial(works.scatter, 80 * MB),
+        target=_TWICE,
         less=False,
         limit="memcpy-80MB",
     ),
@@ -221,6 +236,7 @@ WORK = [
         "B/s",
         partial(works.gather, 80 * MB),
         "Into one array.",
+        target=_TWICE,
         less=False,
         limit="memcpy-80MB",
     ),

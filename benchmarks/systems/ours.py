@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class IPython1(System):
-    """A private cluster, and its `MultiEngineClient`."""
+    """A private cluster, its `MultiEngineClient`, and its `TaskClient`."""
 
     distribution = "ipython1"
 
@@ -24,7 +25,13 @@ class IPython1(System):
         self.cluster = client.Cluster(n=self.n)
         self.mec = self.cluster.start()
 
+    @functools.cached_property
+    def tc(self) -> client.TaskClient:
+        return self.mec.task_client()
+
     def stop(self) -> None:
+        if "tc" in self.__dict__:
+            self.tc.close()
         self.cluster.stop()
 
     def head_pids(self) -> list[int]:
@@ -45,6 +52,9 @@ class IPython1(System):
 
     def collect(self, handles: Sequence[Any]) -> list[Any]:
         return [handle.result()[0] for handle in handles]
+
+    def tasks(self, f: Callable[[Any], Any], items: Sequence[Any], chunk: int | None) -> list[Any]:
+        return self.tc.map(f, items, chunksize=chunk)  # type: ignore[no-any-return]
 
     def execute(self, code: str, engine: int | None) -> None:
         self.mec.execute(code, targets="all" if engine is None else engine)
