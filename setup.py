@@ -30,7 +30,7 @@ setup(
         "ipython>=8.12",
         "msgpack>=1.0.5",
         "psutil>=5.9",
-        "pyOpenSSL>=24",
+        "pyOpenSSL>=24.3",
         "tqdm>=4.64",
         "twisted[tls]>=23.10",
         "zope.interface>=5.4",

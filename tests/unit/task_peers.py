@@ -24,7 +24,9 @@ from ipython1.kernel.wire.records import (
     Outcomes,
     Parts,
     Record,
+    Result,
     Seek,
+    Submit,
     Taken,
     Withdraw,
     Work,
@@ -172,6 +174,8 @@ class TaskEngine(Peer):
         self.uuid = uuid
         self.heads: set[str] = set()
         self.queue: deque[tuple[Key, int]] = deque()
+        #: No task runs before these are answered.
+        self.commands: deque[Submit] = deque()
         self.done: dict[Key, End] = {}
         #: Every attempt that began, with the time.
         self.runs: list[tuple[Key, int, float]] = []
@@ -191,7 +195,9 @@ class TaskEngine(Peer):
     def receive(self, record: Record, raw: bytes) -> None:
         """Do what the controller says."""
         super().receive(record, raw)
-        if isinstance(record, Batch):
+        if isinstance(record, Submit):
+            self.commands.append(record)
+        elif isinstance(record, Batch):
             self.heads.add(record.id)
         elif isinstance(record, Work):
             assert record.batch in self.heads, "tasks of a batch whose head did not come"
@@ -230,8 +236,9 @@ class TaskEngine(Peer):
         key, attempt = self.queue[0]
         self.send(Event(f"{key[0]}#{key[1]}", self.id, index, "stdout", text, (), attempt))
 
-    def finish(self, status: str = "ok", name: str = "ValueError", parts: Parts = (b"value",)) -> Key:
+    def finish(self, status: str = "ok", name: str = "", parts: Parts = (b"value",)) -> Key:
         """The running task ends now."""
+        name = name or {"rejected": "TaskRejected"}.get(status, "ValueError")
         key, attempt = self.queue.popleft()
         self._call = None if self._call is None or not self._call.active() else self._call.cancel()
         now = self.world.clock.seconds()
@@ -242,8 +249,14 @@ class TaskEngine(Peer):
         self._begin()
         return key
 
+    def reply(self) -> None:
+        """A command ends now."""
+        command = self.commands.popleft()
+        self.send(Result(command.id, self.id, command.op, "ok", 1.0, 2.0, 0, ()))
+        self._begin()
+
     def _begin(self) -> None:
-        if self.queue and (self._call is None or not self._call.active()):
+        if self.queue and not self.commands and (self._call is None or not self._call.active()):
             key, attempt = self.queue[0]
             if self.runs and self.runs[-1][:2] == (key, attempt):
                 return  # it runs, until `finish`
@@ -253,7 +266,7 @@ class TaskEngine(Peer):
                 self._call = self.world.clock.callLater(seconds, self.finish, status)
 
     def _withdraw(self, record: Withdraw) -> None:
-        for held in list(self.queue)[1:]:
+        for held in list(self.queue)[not self.commands :]:
             key, attempt = held
             if key[0] == record.batch and (not record.items or key[1] in record.items):
                 self.queue.remove(held)
@@ -264,7 +277,7 @@ class TaskEngine(Peer):
                     self.done[key] = (key[1], attempt, "error", 0.0, now, 0, failure("TaskAborted"))
                     self._tell(key, self.done[key])
         key = self.running
-        if key and record.how == "interrupt" and key[0] == record.batch:
+        if key and not self.commands and record.how == "interrupt" and key[0] == record.batch:
             if not record.items or key[1] in record.items:
                 self.finish("error", "KeyboardInterrupt")
 
@@ -333,6 +346,10 @@ class TaskWorld:
     def client(self, name: str = "c1", engines: Sequence[int] = ()) -> TaskUser:
         """A client for tasks."""
         return TaskUser(self, name, engines)
+
+    def multiengine(self, name: str = "m") -> Peer:
+        """A client for commands."""
+        return Peer(self, "multiengine", "multiengine", {"client": name})
 
     def engine(self, uuid: str, plan: Callable[[Key, int], Plan] | None = None, **facts: Any) -> TaskEngine:
         """An engine."""

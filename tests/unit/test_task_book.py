@@ -31,7 +31,7 @@ from ipython1.kernel.wire.records import (
     Work,
 )
 
-from .task_peers import FOREVER, Key, Plan, TaskEngine, TaskUser, TaskWorld
+from .task_peers import FOREVER, Key, Plan, TaskUser, TaskWorld, failure
 
 
 @pytest.fixture
@@ -194,21 +194,36 @@ def test_what_is_called_back_does_not_go_to_who_rejected_it(world: TaskWorld) ->
     assert len(picky.runs) <= 3
 
 
-def test_commands_of_an_engine_do_not_wait_for_all_tasks(world: TaskWorld) -> None:
-    client = world.client()
+def test_an_engine_with_commands_gets_one_task_at_a_time_behind_them(world: TaskWorld) -> None:
+    client, mec = world.client(), world.multiengine()
     engines = world.engines(2)
-    mec = world.peers[0].__class__(world, "multiengine", "multiengine", {"client": "m"})
-    client.open(1000)
     mec.send(Submit("m-1", (0,), "execute", "", -1, 0.0, b"", ()))
-    before = len(engines[0].runs)
-    world.run_until(lambda: len(client.ends) == 1000)
-    assert len(engines[0].runs) - before <= AHEAD_MOST
-    assert [record.id for record in engines[0].hear(Submit)] == ["m-1"]
-    engines[0].send(Result("m-1", 0, "execute", "ok", 1.0, 2.0, 0, ()))
+    batch = client.open(1000)
+    assert len(engines[0].queue) == 1
+    world.run_until(lambda: len(client.ends) == 1000)  # even this one is called back in the end
+    assert client.all_ends(batch) == {"ok": 1000}
+    assert not engines[0].runs
+    engines[0].reply()
     assert [result.id for result in mec.hear(Result)] == ["m-1"]
     client.open(2)
     world.run(1.0)
     assert len(client.ends) == 1002
+    assert engines[0].runs
+
+
+def test_two_engines_with_commands_do_the_tasks_all_the_same(world: TaskWorld) -> None:
+    client, mec = world.client(), world.multiengine()
+    engines = world.engines(2)
+    batch = client.open(100)
+    for i in range(50):
+        mec.send(Submit(f"m-{i}", (0, 1), "execute", "", -1, 0.0, b"", ()))
+    for _ in range(50):
+        for engine in engines:
+            engine.reply()
+        world.run(0.001)
+    assert world.run_until(lambda: len(client.ends) == 100) < 1.0
+    assert client.all_ends(batch) == {"ok": 100}
+    assert len(mec.hear(Result)) == 100
 
 
 # -- attempts that fail --------------------------------------------------------------------
@@ -235,16 +250,6 @@ def test_events_of_an_attempt_that_was_given_up_are_not_passed_on(world: TaskWor
     world.run()
     engine.print("two")
     assert [(event.text, event.attempt) for event in client.hear(Event)] == [("one", 1), ("two", 2)]
-
-
-def test_one_engine_rejects_and_another_takes_it(world: TaskWorld) -> None:
-    client = world.client()
-    picky = world.engine("p", rejects)
-    world.run()
-    batch = client.open(1)
-    world.run(0.01)
-    other = world.engine("o", never)  # it comes later, and has nothing else to do
-    assert other.running == (batch, 0) or client.end(batch) == "TaskRejected"
 
 
 def test_an_idle_engine_gets_what_the_other_rejects(world: TaskWorld) -> None:
@@ -314,9 +319,9 @@ def test_changed_properties_make_an_engine_worth_asking_again(world: TaskWorld) 
     world.run(5.0)
     assert len(engine.runs) == 1
     willing.append(True)
-    mec = world.peers[0].__class__(world, "multiengine", "multiengine", {"client": "m"})
+    mec = world.multiengine()
     mec.send(Submit("m-1", (0,), "set_properties", "", -1, 0.0, b"", ()))
-    engine.send(Result("m-1", 0, "set_properties", "ok", 1.0, 2.0, 0, ()))
+    engine.reply()
     world.run(0.1)
     assert client.end(batch) == "ok"
 
@@ -325,16 +330,13 @@ def test_the_last_engine_that_could_take_it_goes(world: TaskWorld) -> None:
     client = world.client()
     world.engine("p", rejects)
     other = world.engine("o", never)
-    mec = world.peers[0].__class__(world, "multiengine", "multiengine", {"client": "m"})
-    blocker = client.open(2)
-    world.run()
-    batch = client.open(1)
-    mec.heard.clear()
+    batch = client.open(3)
     world.run(1.0)
+    assert not client.ends
+    assert len(other.queue) >= 2
     world.kill(other)
     world.run(1.0)
-    assert client.end(batch) == "TaskRejected"
-    assert client.all_ends(blocker) == {"TaskRejected": 2}
+    assert client.all_ends(batch) == {"TaskRejected": 3}
 
 
 # -- dependencies ------------------------------------------------------------------------------
@@ -753,7 +755,7 @@ class Restart:
         end = (b"value",)
         self.second.done[self.batch, 2] = (2, 1, "ok", 1.0, 2.0, 0, end)
         bad = self.second.done[self.batch, 2]
-        self.second.done[self.batch, 3] = (3, 2, "error", *bad[3:6], end)
+        self.second.done[self.batch, 3] = (3, 2, "error", *bad[3:6], failure("ValueError"))
         self.client.ends.clear()
         self.client.detail["engines"] = [0, 1]
 
@@ -825,7 +827,8 @@ def test_what_is_sought_may_be_withdrawn(world: TaskWorld, how: str) -> None:
     it.resend(Withdraw(it.batch, (0, 1, 3, 4), how))
     assert not it.client.ends
     world.run(10.0)
-    assert it.client.end(it.batch, 1) == it.client.end(it.batch, 4) == "TaskAborted"
+    assert it.client.end(it.batch, 4) == "TaskAborted"
+    assert it.client.end(it.batch, 1) in ("TaskAborted", "KeyboardInterrupt")
     assert it.client.ends[it.batch, 2] == [("ok", 1)]
     assert (it.batch, 3) not in it.second.started
     if how == "interrupt":
@@ -967,7 +970,7 @@ def test_two_clients_ask_for_the_same(make: Callable[..., TaskWorld]) -> None:
     assert first.end("c1-1") == "ok"
     second.send(Seek("c1-1", (0,)))
     world.run(RETURN_GRACE)
-    assert second.ends["c1-1", 0][0] == ("ok", 0)
+    assert second.ends["c1-1", 0][0] == ("ok", engine.id)
     world.assert_empty()
 
 
@@ -980,7 +983,7 @@ def test_the_owner_is_done_while_another_client_asks(world: TaskWorld) -> None:
     engine.finish()
     world.run(1.0)
     world.assert_empty()
-    assert set(other.ends) == {(batch, 0), (batch, 1)}
+    assert {(batch, 0), (batch, 1)} <= set(other.ends)
     assert other.ends[batch, 0][-1][0] == "ok"
 
 
@@ -1007,7 +1010,6 @@ def test_large_parts_go_their_way_and_the_ways_are_closed(world: TaskWorld) -> N
     client.work(batch, [0], parts=(item,))
     for blob in (head.blob, item.blob):
         engine.send(Grant(blob, 0))
-        assert Grant(blob, 0) in client.heard
         client.send(Chunk(blob, 0, b"0123456789"))
         engine.send(Grant(blob, 10))
     assert {chunk.blob for chunk in engine.hear(Chunk)} == {head.blob, item.blob}
@@ -1151,20 +1153,21 @@ def test_withdraw_is_for_those_who_know_the_batch(world: TaskWorld) -> None:
 
 def test_status_counts(world: TaskWorld) -> None:
     client, engine = world.client(), world.engine("e", never)
-    batch = client.open(20, label="work")
+    batch = client.open(40, label="work")
     client.open(3, after=[(batch, 0)])
     handed = len(engine.queue)
-    assert world.book.counts() == {"blocked": 3, "ready": 20 - handed, "handed": handed, "ended": 0}
+    assert world.book.counts() == {"blocked": 3, "ready": 40 - handed, "handed": handed, "ended": 0}
+    world.run(1.0)
     engine.finish("error")
     world.run()
     counts = world.book.counts()
     assert counts["ended"] == 4
     assert counts["blocked"] == 0
-    assert counts["ready"] + counts["handed"] == 19
+    assert counts["ready"] + counts["handed"] == 39
     assert world.book.running(0) == ("work", world.clock.seconds())
     assert world.book.count(0) == len(engine.queue)
     ids = world.book.ids(limit=3)
-    assert [len(found) for found in ids.values()] == [0, 3, len(engine.queue) if len(engine.queue) < 3 else 3, 3]
+    assert [len(found) for found in ids.values()] == [0, 3, 3, 3]
     assert f"{batch}#0" in ids["ended"]
 
 

@@ -237,11 +237,13 @@ def test_map_raises_at_the_item_that_failed(executor: TaskExecutor) -> None:
 
 
 def test_map_in_time(cluster: MemoryCluster, executor: TaskExecutor, tc: TaskClient) -> None:
-    results = executor.map(note, range(1000), timeout=0)
+    cluster.stop_controller()
+    results = executor.map(note, range(100), timeout=0)
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
+    cluster.start_controller()
     tc.barrier()
-    assert len(RAN) < 1000  # what nobody reads any more was aborted
+    assert RAN == []  # what nobody reads any more was aborted
 
 
 # -- shutdown ---------------------------------------------------------------------------------
@@ -261,15 +263,12 @@ def test_after_shutdown(executor: TaskExecutor, tc: TaskClient) -> None:
 
 def test_shutdown_may_cancel(executor: TaskExecutor) -> None:
     futures = [executor.submit(note, i) for i in range(200)]
-    assert futures[0].result() in range(200)
     executor.shutdown(wait=False, cancel_futures=True)
     done, left = concurrent.futures.wait(futures, timeout=0)
-    ended = [future for future in futures if future.cancelled()]
-    assert len(ended) > 100
-    for future in set(futures) - set(ended):
-        assert future.result() in RAN
-    assert len(RAN) + len(ended) == 200
-    assert len(done) + len(left) == 200
+    assert not left
+    cancelled = {future for future in futures if future.cancelled()}
+    assert len(cancelled) > 100
+    assert sorted(future.result() for future in done - cancelled) == sorted(RAN)
 
 
 def test_shutdown_waits(cluster: MemoryCluster, executor: TaskExecutor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 import time
@@ -119,7 +120,8 @@ class TaskExecutor(concurrent.futures.Executor):
                 yield from items(value)
         finally:
             if futures:
-                self._client.abort(futures)
+                with contextlib.suppress(IPython1Error):  # the client is closed
+                    self._client.abort(futures)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. The client and its engines stay.

@@ -8,6 +8,7 @@ time.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import sys
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipython1.kernel.client.taskbatches import dump_arguments
 from ipython1.kernel.client.taskpending import TaskPending
-from ipython1.kernel.error import CompositeError, WireError, own_failure
+from ipython1.kernel.error import ClientClosed, CompositeError, WireError, own_failure
 from ipython1.kernel.wire.blobs import Buffer
 from ipython1.kernel.wire.chunks import CHUNK_LIMIT, Row, join_rows, split_rows
 from ipython1.kernel.wire.codec import decode_failure, encode_failure
@@ -416,9 +417,10 @@ def iterate(
             del waiting[pending]
     finally:
         interrupt = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-        for pending in waiting:
-            pending.abort(interrupt)
-        core.tasks.close(batch)
+        with contextlib.suppress(ClientClosed):  # then nothing is left to end
+            for pending in waiting:
+                pending.abort(interrupt)
+            core.tasks.close(batch)
 
 
 def _value(pending: MapPending, slot: int, return_exceptions: bool) -> Any:

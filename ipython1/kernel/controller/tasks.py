@@ -264,6 +264,8 @@ class TaskBook:
                     ran, seconds = ran + 1, seconds + completed - started
                 if self._endings.attempted(batch, engine.id, end):
                     passed.append(end)
+                elif status == "rejected" and batch.rules.wait > 0 and index in batch.choosy:
+                    batch.refused.setdefault(index, self._clock.seconds())
             elif index in batch.sought and status == "ok":
                 batch.attempts[index] = attempt
                 self._endings.attempted(batch, engine.id, end)
