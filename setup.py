@@ -36,7 +36,17 @@ setup(
         "zope.interface>=5.4",
     ],
     extras_require={
-        "test": ["hypothesis>=6.80", "numpy", "pandas", "pexpect>=4.8", "pytest>=7.4", "pytest-timeout>=2.1"],
+        "test": [
+            "hypothesis>=6.80",
+            "joblib>=1.3",
+            "matplotlib>=3.7",
+            "numpy",
+            "pandas",
+            "pexpect>=4.8",
+            "pytest>=7.4",
+            "pytest-timeout>=2.1",
+            "scikit-learn>=1.3",
+        ],
         "bench": ["distributed", "ipyparallel", "matplotlib", "numpy", "ray"],
         "docs": ["sphinx>=7"],
         "lint": ["mypy>=1.8", "mypy-zope>=1.0", "ruff>=0.4"],
