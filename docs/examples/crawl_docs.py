@@ -156,7 +156,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request."""
         time.sleep(LATENCY)
-        name = self.path.lstrip("/")
+        name = self.path.lstrip("/") or "index.html"
         if name in self.unavailable:
             self.unavailable.remove(name)
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE)
@@ -175,7 +175,7 @@ def served(folder: Path) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/index.html"
+            yield f"http://127.0.0.1:{server.server_port}/"
         finally:
             server.shutdown()
             thread.join()

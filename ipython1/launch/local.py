@@ -291,6 +291,8 @@ class LocalLauncher:
         The cluster.
     restart : bool
         The nanny restarts engines that die.
+    stuck, stuck_after
+        What it does about engines that do not react, and after how many seconds; see `ipengine`.
     command : sequence of str, optional
         What to run instead of `ipengine`.
     name : str
@@ -302,11 +304,14 @@ class LocalLauncher:
         files: ClusterFiles,
         *,
         restart: bool = True,
+        stuck: str = "leave",
+        stuck_after: float = 5.0,
         command: Sequence[str] | None = None,
         name: str = "ipengine",
     ) -> None:
         self._files = files
-        self._restart = restart
+        self._options = [] if restart else ["--no-restart"]
+        self._options += ["--stuck", stuck, "--stuck-after", f"{stuck_after:g}"]
         self._command = list(command) if command else module_command("ipython1.scripts.ipengine")
         self._name = name
         self._child: Child | None = None
@@ -315,7 +320,7 @@ class LocalLauncher:
     def prepare(self, n: int) -> None:
         """Start the nanny already while the FURL is not known: its imports take the longest."""
         options = ["-n", str(n), "--furl-stdin", "--cluster", self._files.cluster]
-        options += [] if self._restart else ["--no-restart"]
+        options += self._options
         output = self._files.log / f"{self._name}.out"
         self._child = Child([*self._command, *options], output, environment(), stdin=True)
         self._prepared = True

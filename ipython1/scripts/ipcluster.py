@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ipython1 import __version__
 from ipython1.kernel.files import FURL_FILES, ClusterFiles
@@ -109,6 +110,8 @@ def start(
     scheduler: str,
     daemonize: bool,
     restart: bool,
+    stuck: str,
+    stuck_after: float,
     timeout: float,
     temporary: bool,
     owner: int | None,
@@ -125,7 +128,7 @@ def start(
             files,
             n,
             LocalController(files, options, port=port),
-            make(files, restart=restart),
+            make(files, restart=restart, **_unusual(stuck=stuck, stuck_after=stuck_after)),
             Banner(files.cluster, states.option(files.cluster), daemonize),
             restart=restart,
             temporary=temporary,
@@ -146,7 +149,14 @@ def start(
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
-    files: ClusterFiles | None, n: int, restart: bool, timeout: float, script: str, arguments: Sequence[str]
+    files: ClusterFiles | None,
+    n: int,
+    restart: bool,
+    stuck: str,
+    stuck_after: float,
+    timeout: float,
+    script: str,
+    arguments: Sequence[str],
 ) -> None:
     """Start a cluster, run a Python script with it, and stop it.
 
@@ -167,7 +177,7 @@ def run(
             files,
             n,
             LocalController(files, ["--no-dashboard"], port=0 if temporary else None),
-            LocalLauncher(files, restart=restart),
+            LocalLauncher(files, restart=restart, stuck=stuck, stuck_after=stuck_after),
             Report(),
             restart=restart,
             temporary=temporary,
@@ -182,7 +192,15 @@ def run(
 @engines_options
 @cluster_option()
 @daemonize_option
-def engines(files: ClusterFiles, n: int, restart: bool, timeout: float, daemonize: bool) -> None:
+def engines(
+    files: ClusterFiles,
+    n: int,
+    restart: bool,
+    stuck: str,
+    stuck_after: float,
+    timeout: float,
+    daemonize: bool,
+) -> None:
     """Start more engines for a running cluster, until Ctrl-C or its end."""
     states.running(files)
     on_ready = _background(files) if daemonize else partial(_tell, None)
@@ -190,7 +208,13 @@ def engines(files: ClusterFiles, n: int, restart: bool, timeout: float, daemoniz
         files,
         n,
         RunningController(files),
-        LocalLauncher(files, restart=restart, name=f"ipengine-{os.getpid()}"),
+        LocalLauncher(
+            files,
+            restart=restart,
+            stuck=stuck,
+            stuck_after=stuck_after,
+            name=f"ipengine-{os.getpid()}",
+        ),
         EnginesReport(),
         restart=restart,
         timeout=timeout,
@@ -220,6 +244,13 @@ def find_launcher(name: str) -> Callable[..., ILauncher]:
         raise click.UsageError(f"There is no launcher {name!r}. Installed are: {names}.")
     factory: Callable[..., ILauncher] = found[name].load()
     return factory
+
+
+def _unusual(**given: Any) -> dict[str, Any]:
+    """The options of this command line that are not as ever: launchers of others may not know them."""
+    context = click.get_current_context()
+    commandline = ParameterSource.COMMANDLINE
+    return {name: value for name, value in given.items() if context.get_parameter_source(name) is commandline}
 
 
 def _background(files: ClusterFiles) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,6 +42,21 @@ Exit status:
 @click.option("--furl-stdin", is_flag=True, help="Read the engine FURL from stdin, one line.")
 @click.option("--no-restart", is_flag=True, help="Leave engines that died dead.")
 @click.option(
+    "--stuck",
+    type=click.Choice(["leave", "restart"]),
+    default="leave",
+    show_default=True,
+    help="What becomes of an engine that does not react to an interrupt.",
+)
+@click.option(
+    "--stuck-after",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it has to react.",
+)
+@click.option(
     "--log-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the engines' output."
 )
 def main(
@@ -50,6 +65,8 @@ def main(
     furl_file: Path | None,
     furl_stdin: bool,
     no_restart: bool,
+    stuck: str,
+    stuck_after: float,
     log_dir: Path | None,
 ) -> None:
     """Start engines that register with a running controller, and watch over them."""
@@ -62,10 +79,11 @@ def main(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     furl = "" if furl_stdin else _read_furl(files, furl_file)
-    sys.exit(_run(n, furl, not no_restart, log_dir or files.log))
+    options = {"restart": not no_restart, "stuck": stuck, "stuck_after": stuck_after}
+    sys.exit(_run(n, furl, log_dir or files.log, options))
 
 
-def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
+def _run(n: int, furl: str, log_dir: Path, options: dict[str, Any]) -> int:
     # All that an engine will need: imported once here, shared by all of them. While we wait for a
     # FURL on stdin, that is time the controller takes to start.
     from ipython1.kernel.engine.nanny import Nanny
@@ -98,7 +116,7 @@ def _run(n: int, furl: str, restart: bool, log_dir: Path) -> int:
         folder=log_dir,
         host=socket.gethostname(),
         pid=os.getpid(),
-        restart=restart,
+        **options,
     )
     nanny.start_agent()
     nanny.start(n)

@@ -77,6 +77,19 @@ def engines_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--timeout", default=60.0, metavar="SECONDS", help="Time to start in.  [60]"),
         click.option("--restart/--no-restart", default=True, help="Start again what dies.  [yes]"),
         click.option(
+            "--stuck-after",
+            type=click.FloatRange(0, min_open=True),
+            default=5.0,
+            metavar="SECONDS",
+            help="Time that an engine has to react to an interrupt.  [5]",
+        ),
+        click.option(
+            "--stuck",
+            type=click.Choice(["leave", "restart"]),
+            default="leave",
+            help="What becomes of one that does not.  [leave]",
+        ),
+        click.option(
             "-n",
             "n",
             type=click.IntRange(1),

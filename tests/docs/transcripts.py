@@ -28,7 +28,7 @@ VARYING = (
     (re.compile(r"0x[0-9a-f]{7,}"), "0xADDRESS"),
     (re.compile(r"\b(pid|process) \d+"), r"\1 NUMBER"),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:PORT"),
-    (re.compile(r"\b[0-9a-f]{12}-\d+@"), "CLIENT-NUMBER@"),
+    (re.compile(r"\b[0-9a-f]{12}-\d+([@#])"), r"CLIENT-NUMBER\1"),
     (re.compile(r"\b\d+(\.\d+)? (s|ms|µs)\b"), "TIME"),
 )
 

@@ -27,7 +27,7 @@ from ipython1.kernel.controller.service import Controller
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import ILink
 from ipython1.kernel.wire import moving, sniffing, tickets
-from ipython1.kernel.wire.bounds import Complaints
+from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.lanes import KINDS, TICKET_SIZE, LaneLink, UnixLane
 from ipython1.kernel.wire.links import FoolscapDialer, FoolscapLink
@@ -206,7 +206,7 @@ class Middle:
     def __init__(self, lanes: Callable[[World], Any], world: World) -> None:
         foolscap = Factory.forProtocol(partial(Forward, world.reactor, world.port))
         complaints = Complaints(moving.log, world.reactor)
-        factory = Sniffing(world.reactor, lanes(world), foolscap, complaints)
+        factory = Sniffing(world.reactor, lanes(world), foolscap, complaints, Guests())
         listen = partial(world.reactor.listenTCP, interface="127.0.0.1")
         self._port = world.call(listen, 0, factory)
         self.port = self._port.getHost().port

@@ -767,7 +767,7 @@ def test_a_half_negotiation_is_ended(
 @pytest.mark.parametrize(("lanes", "said"), [((), b""), (("tls",), b""), (("tls",), b"GET")])
 def test_stopping_ends_half_negotiations(world: World, lanes: tuple[str, ...], said: bytes) -> None:
     listener = world.serve(lanes=lanes)
-    waiting = listener._tub.negotiating if said or not lanes else listener._sniffing.waiting  # type: ignore[union-attr]
+    waiting = listener._tub.negotiating if said or not lanes else listener._sniffing.guests  # type: ignore[union-attr]
     with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as silent:
         silent.sendall(said)
         while not world.call(lambda: len(waiting)):

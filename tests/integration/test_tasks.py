@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import io
@@ -32,7 +33,8 @@ from ipython1.kernel.client import (
     depend,
     require,
 )
-from ipython1.kernel.error import TaskAborted, TaskTimeout
+from ipython1.kernel.error import NotAllowed, TaskAborted, TaskTimeout
+from ipython1.kernel.files import ClusterFiles
 
 from .conftest import ReactorThread
 
@@ -61,6 +63,22 @@ def _all_well_afterwards(mec: MultiEngineClient, tc: TaskClient) -> Iterator[Non
     assert tc.map(abs, range(-8, 0), chunksize=1) == list(range(8, 0, -1))
     assert tc.pending == []
     assert mec.get_ids() == [0, 1, 2, 3]
+
+
+def test_by_its_own_furl(mec: MultiEngineClient, cluster: client.Cluster) -> None:
+    with TaskClient(cluster=cluster.cluster) as own:
+        assert own.submit(pow, 2, 5).result(30) == 32
+        assert own.ids == mec.get_ids()
+    with pytest.raises(NotAllowed):
+        MultiEngineClient(ClusterFiles(cluster.cluster).furl("task"))
+
+
+def test_in_asyncio(tc: TaskClient) -> None:
+    async def main() -> list[int]:
+        pending = [tc.submit(pow, n, 2) for n in range(10)]
+        return [await each for each in pending] + await tc.map(abs, [-1, -2], block=False)
+
+    assert asyncio.run(main()) == [n * n for n in range(10)] + [1, 2]
 
 
 # -- functions ------------------------------------------------------------------------------------
@@ -271,6 +289,15 @@ def test_cancel_of_what_an_engine_has_not_started(tc: TaskClient) -> None:
         assert time.monotonic() - start < 3
         assert sum(future.cancelled() for future in futures) > 20
         assert all(future.done() for future in futures)
+
+
+def test_joblib_without_a_client(tc: TaskClient, cluster: client.Cluster) -> None:
+    joblib = pytest.importorskip("joblib")
+    from ipython1.kernel.client.joblib_backend import register
+
+    register(name="cluster of its own")
+    with joblib.parallel_config("cluster of its own", cluster=cluster.cluster):
+        assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(10)) == list(range(10))
 
 
 def test_joblib(tc: TaskClient) -> None:

@@ -177,6 +177,8 @@ class TaskEngine(Peer):
         #: No task runs before these are answered.
         self.commands: deque[Submit] = deque()
         self.done: dict[Key, End] = {}
+        #: Whether what clients have is in its history.
+        self.keeps = False
         #: Every attempt that began, with the time.
         self.runs: list[tuple[Key, int, float]] = []
         self._call: Any = None
@@ -214,7 +216,7 @@ class TaskEngine(Peer):
         elif isinstance(record, Seek):
             for index in record.items:
                 self._tell_again((record.batch, index))
-        elif isinstance(record, Taken):
+        elif isinstance(record, Taken) and not self.keeps:
             for index in record.items:
                 self.done.pop((record.batch, index), None)
             if record.last:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
+import pytest
 from twisted.internet.task import Clock
 from twisted.logger import Logger, formatEvent
 
-from ipython1.kernel.wire.bounds import FACT_LIMIT, LINES, PERIOD, Complaints, Crowd
+from ipython1.kernel.wire.bounds import (
+    FACT_LIMIT,
+    GUESTS_LIMIT,
+    LINES,
+    PERIOD,
+    Complaints,
+    Crowd,
+    Guests,
+    room,
+)
 
 
 def test_complaints_are_limited_and_counted() -> None:
@@ -50,3 +61,45 @@ def test_a_crowd_keeps_its_order_and_says_when_it_is_empty() -> None:
     assert fired == [None] * 3
     assert len(crowd) == 0
     crowd.discard("a")
+
+
+def test_the_longest_waiting_guest_makes_room() -> None:
+    gone: list[tuple[int, str]] = []
+    guests = Guests(2)
+
+    def come(number: int) -> None:
+        guests.admit(number, lambda why: gone.append((number, why)))
+
+    come(1)
+    come(2)
+    guests.discard(1)
+    come(3)
+    assert gone == []
+    come(4)
+    assert gone == [(2, "made room for others")]
+    assert len(guests) == 2
+    guests.discard(2)
+    guests.discard(3)
+    guests.discard(4)
+    assert len(guests) == 0
+
+
+@pytest.mark.parametrize(
+    ("soft", "expected"),
+    [(1, 1), (256, 128), (1024, 512), (10**9, GUESTS_LIMIT), (resource.RLIM_INFINITY, GUESTS_LIMIT)],
+)
+def test_half_of_the_files_is_for_guests(monkeypatch: pytest.MonkeyPatch, soft: int, expected: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
+    assert room() == expected
+
+
+def test_failures_are_limited_too() -> None:
+    events: list[Any] = []
+    complaints = Complaints(Logger(observer=events.append), Clock())
+    for _ in range(LINES + 5):
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            complaints.failure("not handled")
+    assert len(events) == LINES
+    assert "odd" in str(events[0]["log_failure"].value)

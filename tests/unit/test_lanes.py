@@ -21,7 +21,7 @@ from zope.interface.verify import verifyObject
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
 from ipython1.kernel.wire import moving, tickets
-from ipython1.kernel.wire.bounds import Complaints
+from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.lanes import LINGER, LaneLink
 from ipython1.kernel.wire.moving import FAILURES, LASTING, MOVE_TIME, PAUSE, Move, Trust, unix_way
 from ipython1.kernel.wire.session import BATCH_LIMIT
@@ -102,7 +102,9 @@ class World:
     def __init__(self, ways: int = 1) -> None:
         self.clock = Clock()
         self.events: list[Any] = []
-        self.server = LaneServer(self.clock, Complaints(Logger(observer=self.events.append), self.clock))
+        self.server = LaneServer(
+            self.clock, Complaints(Logger(observer=self.events.append), self.clock), Guests(100)
+        )
         self.near, self.far = Sink(3), Sink(7)
         self.old = Old()
         self.ended: list[Move] = []

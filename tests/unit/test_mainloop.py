@@ -16,7 +16,7 @@ import pytest
 
 from ipython1.kernel.engine.failures import format_traceback
 from ipython1.kernel.engine.jobs import Command
-from ipython1.kernel.engine.mainloop import Job, MainLoop, user_code
+from ipython1.kernel.engine.mainloop import Job, MainLoop, NoBoard, user_code
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.error import CommandTimeout
 from ipython1.kernel.wire.codec import decode_failure
@@ -94,7 +94,7 @@ def test_jobs_run_in_order_and_say_when():
 
 def test_it_is_shown_what_runs():
     shown = []
-    board = type("Board", (), {"show": staticmethod(shown.append)})()
+    board = type("Shown", (NoBoard,), {"show": lambda self, id, timeout=0.0: shown.append(id)})()
     loop = MainLoop(
         lambda job: shown.append("performed") or [], lambda *job: shown.append("done"), board=board
     )

@@ -13,11 +13,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import Logger
 
-from ipython1.kernel.wire.bounds import Complaints
-from ipython1.kernel.wire.sniffing import MAGIC, SNIFF_TIME, WAITING_LIMIT, Sniffing
+from ipython1.kernel.wire.bounds import Complaints, Guests
+from ipython1.kernel.wire.sniffing import MAGIC, SNIFF_TIME, Sniffing
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1)
 GET = b"GET /id/asqfzluqrtrz7n5vwetuphbm7hvhenqx HTTP/1.1\r\nUpgrade: TLS/1.0\r\n\r\n"
+#: Guests that may be here.
+LIMIT = 20
 
 
 class Transport(StringTransport):
@@ -58,6 +60,7 @@ class World:
             self._factory(self.lanes),
             self._factory(self.others),
             Complaints(Logger(), self.clock),
+            Guests(LIMIT),
         )
 
     def _factory(self, made: list[Recorder]) -> Factory:
@@ -108,7 +111,7 @@ def test_all_bytes_reach_the_right_one(beginning: bytes, rest: bytes, cuts: list
         transport.protocol.dataReceived(piece)
     assert world.got() == expected(beginning + rest)
     decided = world.got() != ([], [])
-    assert len(world.sniffing.waiting) == int(not decided)
+    assert len(world.sniffing.guests) == int(not decided)
     assert transport.value() == b""
     world.clock.advance(SNIFF_TIME)
     assert transport.disconnecting == (not decided)
@@ -149,19 +152,19 @@ def test_who_hangs_up_is_forgotten() -> None:
     world = World()
     transport = world.connect()
     transport.protocol.connectionLost()
-    assert len(world.sniffing.waiting) == 0
+    assert len(world.sniffing.guests) == 0
     assert world.clock.getDelayedCalls() == []
 
 
 def test_the_silent_make_room_for_others() -> None:
     world = World()
-    silent = [world.connect() for _ in range(WAITING_LIMIT + 5)]
-    assert [transport.disconnecting for transport in silent] == [True] * 5 + [False] * WAITING_LIMIT
+    silent = [world.connect() for _ in range(LIMIT + 5)]
+    assert [transport.disconnecting for transport in silent] == [True] * 5 + [False] * LIMIT
     late = world.connect()
     late.protocol.dataReceived(GET)
     assert world.got() == ([], [GET])
     world.clock.advance(0)
-    assert len(world.sniffing.here) == WAITING_LIMIT - 1
+    assert len(world.sniffing.here) == LIMIT - 1
 
 
 def test_stop_ends_those_that_wait() -> None:

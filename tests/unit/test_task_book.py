@@ -146,7 +146,9 @@ def test_random_schedulers_use_all_engines(make: Callable[..., TaskWorld], sched
     assert all(len(engine.runs) > 40 for engine in engines)
 
 
-@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0001, 100, AHEAD_MOST), (0.001, 15, 21), (1.0, 2, 2)])
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"), [(0.0001, 100, AHEAD_MOST), (0.001, 15, 21), (1.0, 2, 2)]
+)
 def test_how_much_is_handed_ahead_goes_by_the_length_of_tasks(
     world: TaskWorld, seconds: float, least: int, most: int
 ) -> None:
@@ -497,7 +499,9 @@ def test_a_task_of_another_client_may_come_after_a_restart(make: Callable[..., T
 def test_what_a_client_knows_of_ended_tasks_counts(world: TaskWorld) -> None:
     client = world.client()
     engines = world.engines(2)
-    batch = client.open(3, after=[("c1-0", 5)], follow=[("c1-0", 6)], known=[("c1-0", 5, True, 0), ("c1-0", 6, True, 1)])
+    batch = client.open(
+        3, after=[("c1-0", 5)], follow=[("c1-0", 6)], known=[("c1-0", 5, True, 0), ("c1-0", 6, True, 1)]
+    )
     world.run(1.0)
     assert client.all_ends(batch) == {"ok": 3}
     assert [len(engine.runs) for engine in engines] == [0, 3]
@@ -583,7 +587,9 @@ def test_withdraw_what_has_just_ended_changes_nothing(world: TaskWorld) -> None:
     client, engine = world.client(), world.engine("e", never)
     batch = client.open(2)
     engine.finish()
-    client.send(Withdraw(batch, (0,), "interrupt"), Withdraw(batch, (0,), "abort"), Withdraw("c1-9", (), "abort"))
+    client.send(
+        Withdraw(batch, (0,), "interrupt"), Withdraw(batch, (0,), "abort"), Withdraw("c1-9", (), "abort")
+    )
     assert client.end(batch, 0) == "ok"
     assert engine.running == (batch, 1)
     assert not engine.hear(Withdraw)
@@ -780,7 +786,13 @@ def test_a_new_controller_finds_what_engines_have(world: TaskWorld) -> None:
                 engine.finish()
         world.run(0.1)
     ran = {key: attempt for engine in (it.first, it.second) for key, attempt, _ in engine.runs}
-    assert ran == {(it.batch, 0): 1, (it.batch, 1): ran[it.batch, 1], (it.batch, 3): 3, (it.batch, 4): 1, (it.batch, 5): 1}
+    assert ran == {
+        (it.batch, 0): 1,
+        (it.batch, 1): ran[it.batch, 1],
+        (it.batch, 3): 3,
+        (it.batch, 4): 1,
+        (it.batch, 5): 1,
+    }
     assert ran[it.batch, 1] >= 4
     assert it.client.all_ends(it.batch) == {"ok": 6}
     assert sum(len(engine.runs) for engine in (it.first, it.second)) == 5
@@ -868,25 +880,35 @@ def test_attempts_go_on_where_the_client_says(world: TaskWorld) -> None:
 # -- clients go and come ---------------------------------------------------------------------------------
 
 
+def lose_session(world: TaskWorld, client: TaskUser) -> None:
+    """The controller knows the client no longer when it comes back."""
+    assert world.controller is not None
+    [peer] = [peer for peer in world.controller._peers.values() if peer.key == client.detail["client"]]
+    before = len(client.welcomes)
+    world.controller._overflow(peer)
+    client.dialer.cut()
+    world.run(1.0)
+    assert client.welcomes[before:] == [False]
+
+
 def test_a_client_in_a_new_session_hears_everything_once_more(world: TaskWorld) -> None:
     client, engine = world.client(), world.engine("e", never)
     batch = client.open(3)
     engine.finish()
     world.run()
-    client.vanish()
+    client.dialer.cut()
     engine.finish()
-    world.run()
-    again = TaskUser(world, "c1")
-    again.connection.send(Batch(batch, "call", "", 0.0, pack({}), pack({}), ()))
-    again.work(batch, range(4), again=True)
-    world.run()
-    assert again.ends == {(batch, 0): [("ok", 0)], (batch, 1): [("ok", 0)]}
+    client.ends.clear()
+    lose_session(world, client)
+    client.connection.send(Batch(batch, "call", "", 0.0, pack({}), pack({}), ()))
+    client.work(batch, range(4), again=True)
+    assert client.ends == {(batch, 0): [("ok", 0)], (batch, 1): [("ok", 0)]}
     while engine.queue:
         engine.finish()
         world.run()
     assert len(engine.runs) == 4
-    assert again.all_ends(batch) == {"ok": 4}
-    again.send(Taken(batch, (0, 1, 2, 3), True))
+    assert client.all_ends(batch) == {"ok": 4}
+    client.send(Taken(batch, (0, 1, 2, 3), True))
     world.assert_empty()
 
 
@@ -951,11 +973,14 @@ def test_another_client_asks_for_what_runs_and_only_its_engine_knows(world: Task
     else:
         it.first.finish(ended)
     world.run(1.0)
-    assert other.ends[it.batch, 0][0] == {
-        "ok": ("ok", 0),
-        "error": ("ValueError", 0),
-        "dies": ("unknown", -1),
-    }[ended]
+    assert (
+        other.ends[it.batch, 0][0]
+        == {
+            "ok": ("ok", 0),
+            "error": ("ValueError", 0),
+            "dies": ("unknown", -1),
+        }[ended]
+    )
     assert not world.book._searches._searches
     assert not world.book._telling._seekers
 
@@ -985,6 +1010,38 @@ def test_the_owner_is_done_while_another_client_asks(world: TaskWorld) -> None:
     world.assert_empty()
     assert {(batch, 0), (batch, 1)} <= set(other.ends)
     assert other.ends[batch, 0][-1][0] == "ok"
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_owner_has_it_while_another_client_asks(world: TaskWorld, last: bool) -> None:
+    client, other, engine = world.client("c1"), world.client("c2"), world.engine("e", never)
+    batch = client.open(1)
+    engine.finish()
+    world.run()
+    other.connection.send(Seek(batch, (0,)))
+    world.clock.advance(0)
+    world.clock.advance(0)
+    client.connection.send(Taken(batch, (0,), last))
+    engine.keeps = True
+    world.run()
+    assert other.ends[batch, 0][-1][0] == "ok"
+    assert not world.book._telling._seekers
+
+
+def test_a_client_asks_before_the_tasks_are_there(make: Callable[..., TaskWorld]) -> None:
+    world = make(grace_over=False)
+    client, other = world.client("c1"), world.client("c2", engines=[0])
+    other.send(Seek("c1-1", (0, 1)))
+    client.open(2)
+    other.send(Seek("c1-1", (5,)))
+    engine = world.engine("e", never, wanted=0)
+    world.run(1.0)
+    assert other.ends == {("c1-1", 5): [("unknown", -1)]}
+    assert not {("c1-1", 0), ("c1-1", 1)} & set(client.ends)
+    engine.finish()
+    engine.finish()
+    world.run()
+    assert other.end("c1-1", 0) == other.end("c1-1", 1) == "ok"
 
 
 def test_the_last_taken_ends_a_batch_whatever_it_has(world: TaskWorld) -> None:
@@ -1027,10 +1084,7 @@ def test_large_parts_of_a_client_in_a_new_session(world: TaskWorld) -> None:
     head, item = BlobRef("c1-1/b/0", 10), BlobRef("c1-1#0/a/0", 10)
     batch = client.open(parts=(head,))
     client.work(batch, [0], parts=(item,))
-    world.controller._overflow(client_peer(world, "c1"))  # type: ignore[union-attr]
-    client.dialer.cut()
-    world.run(1.0)
-    assert client.welcomes[-1] is False
+    lose_session(world, client)
     before = len(engine.heard)
     client.connection.send(Batch(batch, "call", "", 0.0, pack({}), pack({}), (head,)))
     client.work(batch, [0], again=True, parts=(item,))
@@ -1042,12 +1096,6 @@ def test_large_parts_of_a_client_in_a_new_session(world: TaskWorld) -> None:
         client.send(Chunk(blob, 0, b"0123456789"))
     assert {chunk.blob for chunk in engine.hear(Chunk)} == {head.blob, item.blob}
     assert len(engine.queue) == 1
-
-
-def client_peer(world: TaskWorld, key: str) -> Any:
-    assert world.controller is not None
-    [peer] = [peer for peer in world.controller._peers.values() if peer.key == key]
-    return peer
 
 
 def test_large_arguments_of_what_runs_again_because_its_result_is_lost(world: TaskWorld) -> None:
@@ -1090,13 +1138,20 @@ BAD_RULES = [
 ]
 
 BAD: dict[str, Callable[[TaskWorld], Any]] = {
-    **{f"rules {i}": lambda world, rules=rules: Batch("c1-8", "call", "", 0.0, pack(rules), b"", ()) for i, rules in enumerate(BAD_RULES)},  # type: ignore[misc]
+    **{
+        f"rules {i}": lambda world, rules=rules: Batch("c1-8", "call", "", 0.0, pack(rules), b"", ())
+        for i, rules in enumerate(BAD_RULES)
+    },  # type: ignore[misc]
     "rules that are none": lambda world: Batch("c1-8", "call", "", 0.0, b"\xc1", b"", ()),
     "a batch of another client": lambda world: Batch("c2-8", "call", "", 0.0, pack({}), b"", ()),
-    "a blob of another batch": lambda world: Batch("c1-8", "call", "", 0.0, pack({}), b"", (BlobRef("c2-1/b/0", 5),)),
+    "a blob of another batch": lambda world: Batch(
+        "c1-8", "call", "", 0.0, pack({}), b"", (BlobRef("c2-1/b/0", 5),)
+    ),
     "tasks of another client": lambda world: Work("c2-1", ((0, 0, ()),)),
     "tasks of no batch": lambda world: Work("c1-77", ((0, 0, ()),)),
-    "a blob of another task": lambda world: Work("c1-1", ((5, 0, (b"x",)), (6, 0, (BlobRef("c1-1#5/a", 5),)))),
+    "a blob of another task": lambda world: Work(
+        "c1-1", ((5, 0, (b"x",)), (6, 0, (BlobRef("c1-1#5/a", 5),)))
+    ),
     "a negative task": lambda world: Work("c1-1", ((-1, 0, ()),)),
     "an attempt beyond all bounds": lambda world: Work("c1-1", ((5, 2**63, ()),)),
     "taken of another client": lambda world: Taken("c2-1", (0,), True),

@@ -152,6 +152,14 @@ def test_its_life(cluster: MemoryCluster) -> None:
         tc.queue_status()
 
 
+def test_nothing_is_left_of_a_client_that_was_closed(cluster: MemoryCluster) -> None:
+    with cluster.task_client() as tc:
+        assert [tc.submit(abs, -1).r, tc.submit(len, "ab").r] == [1, 2]
+    tc.close()
+    cluster.settle()
+    assert tasks_sent(cluster) == []
+
+
 def test_a_result_keeps_its_client(cluster: MemoryCluster) -> None:
     pending = cluster.task_client().submit(abs, -1)
     cluster._clients.clear()

@@ -17,6 +17,7 @@ from ipython1.kernel.client.taskmap import CHUNK_TIME, GROWTH, Sizes
 from ipython1.kernel.error import SerializationError, TaskAborted, WireError
 from ipython1.kernel.testing import MemoryCluster
 from ipython1.kernel.wire.chunks import CHUNK_LIMIT, LARGE, Row, join_rows, split_rows
+from ipython1.kernel.wire.records import Result
 
 
 @pytest.fixture
@@ -64,6 +65,14 @@ def test_rows_come_back_as_they_were(rows: list[list[bytes]], large: bool) -> No
     assert [(row.facts, list(row.parts)) for row in split_rows(parts)] == [
         (facts, row) for facts, row in given_rows
     ]
+
+
+def test_a_result_that_is_no_chunk(cluster: MemoryCluster, tc: TaskClient) -> None:
+    pending = tc.map(note, range(3), chunksize=3, block=False)
+    pending.feeder.deliver_result(Result("", 0, "chunk", "ok", 1.0, 2.0, 0, ()), [b"\x01", b""], 0)
+    with pytest.raises(CompositeError, match="WireError"):
+        pending.result()
+    cluster.settle()
 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"\x01", b""], [b"\x91\x92\x90\x91\xff", b""]])
@@ -298,6 +307,39 @@ def test_mapper_and_parallel(tc: TaskClient) -> None:
 
     assert square(range(4)).r == [0, 1, 4, 9]
     assert square.__doc__ == "Doc."
+
+
+def test_an_interrupted_chunk(tc: TaskClient) -> None:
+    pending = tc.map(interrupted, range(6), chunksize=6, block=False)
+    with pytest.raises(CompositeError) as caught:
+        pending.result()
+    assert [failure.ename for failure in caught.value.elist] == ["KeyboardInterrupt"]
+    assert caught.value.results == {0: 0, 1: 1, 3: 3, 4: 4, 5: 5}  # those behind it ran afterwards
+    RAN.clear()
+    aborted = tc.map(aborts, range(6), chunksize=6, block=False)
+    ABORTS[:] = [aborted]
+    with pytest.raises(CompositeError) as caught:
+        aborted.result()
+    assert [failure.ename for failure in caught.value.elist] == ["KeyboardInterrupt"] + ["TaskAborted"] * 3
+    assert RAN == [0, 1, 2]
+
+
+def interrupted(x: int) -> int:
+    """Is interrupted the first time it is called for 2."""
+    if note(x) == 2 and RAN.count(2) == 1:
+        raise KeyboardInterrupt
+    return x
+
+
+ABORTS: list[Any] = []
+
+
+def aborts(x: int) -> int:
+    """Aborts the map that it is part of, and is interrupted."""
+    if note(x) == 2:
+        ABORTS[0].abort(interrupt=True)
+        raise KeyboardInterrupt
+    return x
 
 
 def test_its_id_is_no_task(tc: TaskClient) -> None:

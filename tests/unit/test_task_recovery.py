@@ -64,12 +64,22 @@ class Diary:
 DIARY = Diary()
 
 
-def work(number: int, kind: str, data: Any = None) -> Any:
-    diary = sys.modules["tests.unit.test_task_recovery"].DIARY
-    if kind == "prints":
-        print(number)
-        print("again", number, file=sys.stderr)
-    return diary.run(number, kind, engine_id, data)  # type: ignore[name-defined]  # noqa: F821
+def make_work() -> Callable[..., Any]:
+    """A function that travels by value, and so sees the namespace of its engine."""
+
+    def work(number: int, kind: str, data: Any = None) -> Any:
+        import sys
+
+        diary = sys.modules["tests.unit.test_task_recovery"].DIARY
+        if kind == "prints":
+            print(number)
+            print("again", number, file=sys.stderr)
+        return diary.run(number, kind, engine_id, data)  # type: ignore[name-defined]  # noqa: F821
+
+    return work
+
+
+WORK = objects.dumps_call(make_work())
 
 
 def args_of(number: int, kind: str) -> Sequence[Any]:
@@ -98,7 +108,7 @@ def diary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Diary]:
 
 def send(core: ClientCore, numbers: Sequence[int], kind: str, **rules: Any) -> list[Sent]:
     """A batch of its own."""
-    batch = core.tasks.open("call", objects.dumps_call(work), label=kind, rules=rules)
+    batch = core.tasks.open("call", WORK, label=kind, rules=rules)
     slots = core.tasks.reserve(batch, len(numbers))
     pending = TaskPending(core, batch, "map", slots)
     core.tasks.add(pending, slots, [args_of(number, kind) for number in numbers])
@@ -180,7 +190,7 @@ class Model:
         self.deaths = 0
         self.restarts = 0
         self.retries: dict[int, int] = {}
-        self.open = self.core.tasks.open("call", objects.dumps_call(work), label="open")
+        self.open = self.core.tasks.open("call", WORK, label="open")
 
     def new(self, count: int) -> range:
         return range(len(self.sent), len(self.sent) + count)
@@ -214,7 +224,9 @@ class Model:
         elif what == "abort":
             which = self.chosen(args[0])
             if which is not None:
-                self.aborted.update(n for n, it in self.sent.items() if it.pending is self.sent[which].pending)
+                self.aborted.update(
+                    n for n, it in self.sent.items() if it.pending is self.sent[which].pending
+                )
                 self.sent[which].pending.abort(interrupt=args[1])
         elif what == "seek":
             which = self.chosen(args[0])
@@ -291,10 +303,14 @@ class Model:
         if task.kind == "not on 0":
             good = {"ok", "TaskRejected"} if self.deaths else {"ok"}
         if number in self.aborted:
-            good |= {"TaskAborted", "KeyboardInterrupt", "ValueError"} if task.kind.startswith("fails") else {
-                "TaskAborted",
-                "KeyboardInterrupt",
-            }
+            good |= (
+                {"TaskAborted", "KeyboardInterrupt", "ValueError"}
+                if task.kind.startswith("fails")
+                else {
+                    "TaskAborted",
+                    "KeyboardInterrupt",
+                }
+            )
         if self.deaths >= 3:
             good |= {"EngineDied"}
         if number in self.needs:
@@ -309,7 +325,9 @@ class Model:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(STEPS)
 def test_every_task_ends_once_and_runs_no_more_often_than_it_must(steps: list[tuple[Any, ...]]) -> None:

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Container, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, TypeVar, Union
 
 from ipython1.kernel.client.ids import format_id
 from ipython1.kernel.client.results import display_data, make_result
@@ -28,6 +28,8 @@ Buffer = Union[bytes, bytearray, memoryview]
 
 #: Operations whose value is what a numbered command gave.
 _COMMANDS = frozenset({"execute", "run", "get_result"})
+_NOTHING: tuple[()] = ()
+T = TypeVar("T")
 
 
 class Output(NamedTuple):
@@ -49,6 +51,18 @@ class Output(NamedTuple):
     def display(self) -> dict[str, Any]:
         """Of a display: its ``data`` and ``metadata``."""
         return display_data(self.payload)
+
+
+class Guard(type(threading.RLock())):  # type: ignore[misc]
+    """The lock of one result; it also stands in for the `Condition` of its Future.
+
+    A Condition is nine objects for Python's garbage collector to look at, for
+    each outstanding command again and again. Nobody ever waits on this one:
+    results are waited for with `concurrent.futures.wait`, which only locks.
+    """
+
+    def notify_all(self) -> None:
+        """Nobody waits here."""
 
 
 class FromSlot:
@@ -102,8 +116,20 @@ class FromSlot:
         return {key: value for key, value in streams.items() if value}
 
 
+class _Published:
+    """Objects that were published, in the order they came; unpickled when they are read."""
+
+    __slots__ = ("parts", "values")
+
+    def __init__(self) -> None:
+        self.parts: list[Sequence[Buffer]] = []
+        self.values: list[Any] = []
+
+
 class Arrivals:
     """Storage of what comes of one command.
+
+    Very many may be outstanding, so that what most of them never need is not made.
 
     Parameters
     ----------
@@ -115,30 +141,45 @@ class Arrivals:
         Each once. Only a `range` can grow.
     """
 
+    __slots__ = (
+        "_command_id",
+        "_decoding",
+        "_known",
+        "_log",
+        "_method",
+        "_progress",
+        "_published",
+        "_sources",
+        "failed",
+        "finished",
+        "guard",
+        "serial_time",
+        "slots",
+    )
+
     def __init__(self, command_id: str, method: str, slots: Sequence[int]) -> None:
         self._command_id = command_id
         self._method = method
-        numbered = isinstance(slots, range)
         #: In the order of the values.
-        self.slots: Sequence[int] = slots if numbered else tuple(slots)
-        self._known: Container[int] = slots if numbered else frozenset(slots)
-        if not numbered and len(set(self.slots)) < len(self.slots):
-            raise ValueError(f"a target occurs twice in {slots}")
+        self.slots: Sequence[int] = slots if isinstance(slots, range) else tuple(slots)
+        self._known: Container[int] = self.slots
+        if len(slots) > 1 and not isinstance(slots, range):
+            self._known = frozenset(slots)
+            if len(self._known) < len(slots):
+                raise ValueError(f"a target occurs twice in {slots}")
         self._sources: dict[int, FromSlot] = {}
         #: Guards what is stored.
-        self.guard = threading.Lock()
-        #: Slots that have finished, in the order they did.
-        self.finished: list[int] = []
+        self.guard = Guard()
+        #: Slots that have finished, in the order they did; a list from the first one on.
+        self.finished: Sequence[int] = _NOTHING
         #: Of the slots that have finished: how many failed, and the seconds of work by the engines' clocks.
         self.failed = 0
         self.serial_time = 0.0
-        #: All output, in the order it came.
-        self.log: list[Output] = []
-        self._progress: dict[int, str] = {}
-        self._published_parts: list[Sequence[Buffer]] = []
-        #: Guards what is decoded. Unpickling may run anything, even code that reads this result.
-        self.decoding = threading.RLock()
-        self._published: list[Any] = []
+        #: All output, in the order it came; the number of a slot stands for its end.
+        self._log: Sequence[Output | int] = _NOTHING
+        self._progress: dict[int, str] | None = None
+        self._published: _Published | None = None
+        self._decoding: Any = None
 
     # -- reactor thread: quick, nothing is unpickled ------------------------------------
 
@@ -152,15 +193,19 @@ class Arrivals:
             source.events += 1
             source.size += len(event.text) + sum(map(len, parts))
             if event.kind == "progress":
+                if self._progress is None:
+                    self._progress = {}
                 self._progress[slot] = event.text  # only the last one counts
             elif event.kind == "publish":
-                self._published_parts.append(parts)
+                if self._published is None:
+                    self._published = _Published()
+                self._published.parts.append(parts)
             elif event.kind != "started":
                 output = Output(event.engine, event.kind, event.text, parts[0] if parts else b"", task)
                 if source.outputs is None:
                     source.outputs = []
                 source.outputs.append(output)
-                self.log.append(output)
+                self._log = _appended(self._log, output)
             return True
 
     def result(self, result: Result, parts: Sequence[Buffer], task: int | None = None) -> bool:
@@ -174,8 +219,8 @@ class Arrivals:
             self.failed += result.status != "ok"
             if result.started:
                 self.serial_time += result.completed - result.started
-            self.finished.append(slot)
-            self.log.append(Output(result.engine, "end", "", b"", task))
+            self.finished = _appended(self.finished, slot)
+            self._log = _appended(self._log, slot)
             return True
 
     def restart(self, slot: int) -> None:
@@ -183,7 +228,8 @@ class Arrivals:
         with self.guard:
             if not self.has(slot):
                 self._sources.pop(slot, None)
-                self._progress.pop(slot, None)
+                if self._progress is not None:
+                    self._progress.pop(slot, None)
 
     def _source(self, slot: int) -> FromSlot | None:
         """Where to store what comes for a slot, unless it has finished or is not ours."""
@@ -208,10 +254,30 @@ class Arrivals:
         """Slots that have not finished."""
         return len(self.slots) - len(self.finished)
 
+    def awaits(self, slot: int) -> bool:
+        """Whether the end of a slot is still to come."""
+        return slot in self._known and not self.has(slot)
+
+    def log(self, seen: int) -> list[Output]:
+        """All output but the first `seen`, in the order it came; the caller holds the guard."""
+        return [self._end(item) if isinstance(item, int) else item for item in self._log[seen:]]
+
+    def _end(self, slot: int) -> Output:
+        task = slot if isinstance(self.slots, range) else None
+        return Output(self._sources[slot].engine, "end", task=task)
+
     def has(self, slot: int) -> bool:
         """Whether a slot has finished."""
         source = self._sources.get(slot)
         return source is not None and source.parts is not None
+
+    @property
+    def decoding(self) -> Any:
+        """Guards what is decoded. Unpickling may run anything, even code that reads this result."""
+        with self.guard:
+            if self._decoding is None:
+                self._decoding = threading.RLock()
+            return self._decoding
 
     def decode(self, slot: int) -> FromSlot:
         """What has come for `slot`, which has finished, with its value or failure."""
@@ -256,14 +322,17 @@ class Arrivals:
     def published(self) -> list[Any]:
         """The published objects in the order they came; an error stands for one that cannot be unpickled."""
         with self.decoding:
+            if self._published is None:
+                return []
+            values = self._published.values
             with self.guard:
-                fresh = self._published_parts[len(self._published) :]
+                fresh = self._published.parts[len(values) :]
             for parts in fresh:
                 try:
-                    self._published.append(objects.loads(parts))
+                    values.append(objects.loads(parts))
                 except Exception as error:  # noqa: BLE001 -- see _decoded
-                    self._published.append(error)
-            return list(self._published)
+                    values.append(error)
+            return list(values)
 
     def texts(self, kind: str) -> list[str]:
         """What has been written so far, by slot."""
@@ -274,5 +343,13 @@ class Arrivals:
     def progress(self) -> dict[int, dict[str, Any]]:
         """What running code last told of its progress, by slot."""
         with self.guard:
-            told = self._progress.copy()
+            told = dict(self._progress or {})
         return {slot: json.loads(text) for slot, text in told.items()}
+
+
+def _appended(items: Sequence[T], item: T) -> list[T]:
+    """`items` with one more at the end: the same list, where it is one already."""
+    if not isinstance(items, list):
+        return [item]
+    items.append(item)
+    return items

@@ -204,6 +204,10 @@ class Batches:
         order = None if indexes is None else sorted(indexes)
         self._bridge.submit(self._withdraw, batch, order, "interrupt" if interrupt else "abort")
 
+    def call(self, f: Callable[..., Any], *args: Any) -> None:
+        """Call `f` in the reactor thread, soon."""
+        self._bridge.submit(f, *args)
+
     def pending(self) -> list[TaskPending]:
         """What is outstanding, each once."""
         with self._lock:
@@ -278,7 +282,7 @@ class Batches:
             if len(items) >= WORK_COUNT or size >= WORK_BYTES:
                 self._send(Work(batch.id, tuple(items), again))
                 items, size = [], 0
-        if items:
+        if items or again:  # none is left: engines may know of the batch all the same
             self._send(Work(batch.id, tuple(items), again))
         for task in large:  # only now: what nobody has named is refused
             for blob, data in task.blobs.items():
@@ -385,6 +389,8 @@ class Batches:
             if task is None or (attempt < task.attempt and record.engine >= 0):
                 self._refuse(parts)
                 continue
+            if status == "unknown" and task.parts is not None:
+                continue  # said to another client, that has asked
             result = Result(f"{prefix}{index}", record.engine, op, status, started, completed, events, parts)
             if record.engine < 0:  # made up by the controller: nothing came before
                 self._refuse_arriving(task)

@@ -119,9 +119,7 @@ class Calls(abc.ABC):
         seconds = _checked_timeout(timeout)
         targets = tuple(target for chosen, _ in submits for target in chosen)
         owner = self._owner()
-        # A client that was dropped closes, but not while somebody has a result of it.
-        keeping = functools.partial(_finish, owner, finish)
-        pending = PendingResult(self._core, self._core.new_id(), method, targets, keeping)
+        pending = PendingResult(self._core, self._core.new_id(), method, targets, finish, owner=owner)
         self._core.submit(
             pending,
             [(chosen, list(parts)) for chosen, parts in submits],
@@ -171,10 +169,6 @@ class Calls(abc.ABC):
 def _settle(future: concurrent.futures.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _finish(owner: object, finish: Finish | None, values: list[Any]) -> Any:
-    return values if finish is None else finish(values)
 
 
 def _answer_result(

@@ -40,8 +40,8 @@ class Completion(concurrent.futures.Future[Any]):
         self._arrivals = arrivals
         self._submitted = time.monotonic()
         self._over_at: float | None = None
-        #: Guards what follows.
-        self._guard = arrivals.guard
+        #: Guards what follows, and the state of the Future.
+        self._guard = self._condition = arrivals.guard
         self._more = more
         self._started = False
         self._broken: Exception | None = None
@@ -111,6 +111,10 @@ class Completion(concurrent.futures.Future[Any]):
     def running(self) -> bool:
         """Whether an engine has started it, and it is not done."""
         return self._started and not self.done()
+
+    def awaits(self, slot: int) -> bool:
+        """Whether the end of a slot is still to come."""
+        return self._arrivals.awaits(slot)
 
     def _incomplete(self) -> bool:
         return self._more or self._arrivals.missing > 0

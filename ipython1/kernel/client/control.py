@@ -41,9 +41,22 @@ class EngineControl(Calls):
 
     # -- processes ----------------------------------------------------------------
 
-    def interrupt(self, targets: TargetSpec | None = None) -> None:
-        """`KeyboardInterrupt` in the running commands; never waits, keeps the namespaces."""
-        self._core.interrupt(self._chosen(targets))
+    def interrupt(self, targets: TargetSpec | None = None, *, stuck: str | None = None) -> None:
+        """`KeyboardInterrupt` in what runs; never waits, keeps the namespaces.
+
+        Parameters
+        ----------
+        targets
+            As in every call.
+        stuck : str, optional
+            What becomes of an engine where C code does not react for some seconds (those of
+            ``ipcluster start --stuck-after``): ``'leave'`` it, as `status` then says, or
+            ``'restart'`` it; what runs and waits there fails with `EngineDied`. Where not given,
+            what ``ipcluster start --stuck`` says.
+        """
+        if stuck not in (None, "leave", "restart"):
+            raise ValueError(f"stuck must be 'leave', 'restart' or None, not {stuck!r}.")
+        self._core.interrupt(self._chosen(targets), stuck=stuck or "")
 
     def signal(self, sig: int | str, targets: TargetSpec | None = None, block: bool | None = None) -> Any:
         """Send a signal to the engine processes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ from ipython1.kernel.client.taskpending import TaskPending
 from ipython1.kernel.error import ClientClosed, ConnectionFailed, IPython1Error, SerializationError
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore
-from ipython1.kernel.wire.codec import pack, unpack_map
+from ipython1.kernel.wire.codec import decode_as, encode, pack, unpack_map
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
@@ -190,30 +190,31 @@ class ClientCore:
         """Send a command, as one record a distinct payload. Returns at once; everything is copied."""
         self.check_usable()
         id = pending.command_id
-        out = Outstanding(pending)
         packed = pack(args)
         if len(packed) > ARGS_LIMIT:
             raise SerializationError(what="The list of arguments", reason=f"it has {len(packed)} bytes")
         stop = self.epoch if stop_on_error else -1
+        records: list[bytes] = []
+        held: dict[str, memoryview] = {}
         try:
             for number, (targets, parts) in enumerate(submits):
                 split, blobs = self._blobs.split(parts, f"{id}/s{number}", INLINE_LIMIT)
-                out.blobs.update(blobs)
-                out.left.update(targets)
-                out.submits.append(Submit(id, tuple(targets), op, label, stop, timeout, packed, split))
+                held.update(blobs)
+                records.append(encode(Submit(id, targets, op, label, stop, timeout, packed, split)))
         except BaseException:
-            self._release(out)
+            self._release(held)
             raise
         self.pending[id] = pending
-        self._bridge.submit(self._send, out)
+        self._bridge.submit(
+            self._send, Outstanding(pending, tuple(records), left=len(pending.targets), blobs=held)
+        )
 
     def fetch(self, pending: PendingResult, targets: Targets) -> None:
         """Ask for the results of a command that this or another client sent."""
         self.check_usable()
         id = pending.command_id
         self.pending[id] = pending
-        out = Outstanding(pending, fetched=Fetch(id, tuple(targets)), left=set(targets))
-        self._bridge.submit(self._send, out)
+        self._bridge.submit(self._send, Outstanding(pending, fetched=True, left=len(targets)))
 
     def abort(self, pending: PendingResult, interrupt: bool = False, reason: str = "TaskAborted") -> None:
         """Take a command or tasks out of the queues; where they run, interrupt them if asked to."""
@@ -226,9 +227,9 @@ class ClientCore:
         else:
             self._bridge.submit(self._send_end, Cancel((id,), targets, reason))
 
-    def interrupt(self, targets: Targets, id: str = "") -> None:
-        """KeyboardInterrupt in what runs on `targets`, or only in command `id`."""
-        self._bridge.submit(self._connection.send, Interrupt(tuple(targets), id))
+    def interrupt(self, targets: Targets, id: str = "", stuck: str = "") -> None:
+        """KeyboardInterrupt in what runs on `targets`, or only in command `id`; `stuck` as in `Interrupt`."""
+        self._bridge.submit(self._connection.send, Interrupt(tuple(targets), id, stuck))
 
     def ask(self, what: str, **body: Any) -> Future[Any]:
         """Ask the controller itself."""
@@ -246,21 +247,22 @@ class ClientCore:
 
     def _send(self, out: Outstanding) -> None:
         if self._ended:
-            self._release(out)
+            self._release(out.blobs)
             self._fail(out, self._error or ClientClosed())
             return
         self._outstanding[out.pending.command_id] = out
         if self._connection.linked:
             out.engines = self._engines
-        for submit in out.submits:
-            self._connection.send(submit)
+        for raw in out.submits:
+            self._connection.send_raw(raw)
         self._send_rest(out)
 
     def _send_again(self, out: Outstanding) -> None:
         """A controller does not know us: send what is unresolved, and who has it."""
         uuids = {engine["id"]: engine["uuid"] for engine in out.engines or ()}
-        for submit in out.submits:
-            targets = tuple(target for target in submit.targets if target in out.left)
+        for raw in out.submits:
+            submit = decode_as(Submit, raw)
+            targets = tuple(filter(out.pending.awaits, submit.targets))
             if targets:
                 again = () if out.engines is None else tuple(uuids.get(target, "") for target in targets)
                 self._connection.send(replace(submit, targets=targets, again=again))
@@ -269,13 +271,14 @@ class ClientCore:
             self._connection.send(out.end)
 
     def _send_rest(self, out: Outstanding) -> None:
-        if out.fetched is not None:
-            self._connection.send(Fetch(out.fetched.id, tuple(out.left)))
+        if out.fetched:
+            targets = tuple(filter(out.pending.awaits, out.pending.targets))
+            self._connection.send(Fetch(out.pending.command_id, targets))
         for blob, data in out.blobs.items():
             self._blobs.offer(blob, data)
 
-    def _release(self, out: Outstanding) -> None:
-        for blob in out.blobs:
+    def _release(self, blobs: Iterable[str]) -> None:
+        for blob in blobs:
             self._blobs.release(blob)
 
     def _send_end(self, record: Cancel | Interrupt) -> None:
@@ -392,5 +395,5 @@ class ClientCore:
     def _drop(self, id: str) -> None:
         out = self._outstanding.pop(id, None)
         if out is not None:
-            self._release(out)
+            self._release(out.blobs)
             self._incoming.drop(out)

@@ -8,7 +8,7 @@ interruption an engine says everything again: what was here is not taken twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from ipython1.kernel.wire.records import (
     Interrupt,
     Record,
     Result,
-    Submit,
 )
 
 
@@ -34,10 +33,12 @@ class Outstanding:
     """A command on its way: what to send again should the controller forget it, and what has come."""
 
     pending: PendingResult
-    submits: list[Submit] = field(default_factory=list)
-    fetched: Fetch | None = None
-    left: set[int] = field(default_factory=set)
-    blobs: dict[str, memoryview] = field(default_factory=dict)
+    #: The `Submit` records, encoded.
+    submits: Sequence[bytes] = ()
+    fetched: bool = False
+    #: Results still to come.
+    left: int = 0
+    blobs: Mapping[str, memoryview] = field(default_factory=dict)
     #: Events delivered, by engine.
     events: dict[int, int] = field(default_factory=dict)
     #: Records per engine that wait for their blobs, by number: of an event its
@@ -108,12 +109,15 @@ class Incoming:
     def arrived(self, record: Event | Result) -> None:
         """Deliver a record, or hold it until its blobs and those before it are here."""
         out = self._outstanding.get(record.id)
-        if out is None or record.engine not in out.left:
+        if out is None or not out.pending.awaits(record.engine):
             self._refuse_blobs(record)
             if isinstance(record, Result):
                 self._received(record)
             return
         waiting = out.arriving.get(record.engine)
+        if not waiting and type(record) is Result and not any(type(part) is BlobRef for part in record.parts):
+            self._deliver(out, record, record.parts)  # type: ignore[arg-type] # the usual case, quickly
+            return
         if waiting is None:
             waiting = out.arriving[record.engine] = {}
         if isinstance(record, Event):
@@ -159,12 +163,12 @@ class Incoming:
                 out.events[first.record.engine] = number + 1
                 out.pending.deliver_event(first.record, first.parts)
 
-    def _deliver(self, out: Outstanding, result: Result, parts: list[Buffer]) -> None:
+    def _deliver(self, out: Outstanding, result: Result, parts: Sequence[Buffer]) -> None:
         if result.events > out.events.get(result.engine, 0):
             # Events were lost with an earlier controller: the engine tells them again.
             self._send(Fetch(result.id, (result.engine,)))
             return
-        out.left.discard(result.engine)
+        out.left -= 1
         self._received(result)
         self._ended(out, result)
         out.pending.deliver_result(result, parts)

@@ -56,7 +56,7 @@ class MultiEngineClient(ClientLife, TargetView):
         self, furl: FURLSpec = None, *, cluster: str = DEFAULT_CLUSTER, timeout: float = 10.0
     ) -> None:
         self._attach(_open(furl, cluster, timeout))
-        self._where = furl, cluster, timeout
+        self._where: tuple[FURLSpec, str, float] = furl, cluster, timeout
 
     def _attach(self, core: ClientCore) -> None:
         super()._attach(core)

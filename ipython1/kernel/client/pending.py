@@ -54,6 +54,9 @@ class PendingResult(Completion):
         that list is the result.
     more : bool
         More tasks may be added with `add_slots`, until `complete` is called.
+    owner : object, optional
+        Kept as long as this is: a client that was dropped closes, but not
+        while somebody has a result of it.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class PendingResult(Completion):
         finish: Callable[[list[Any]], Any] | None = None,
         *,
         more: bool = False,
+        owner: object = None,
     ) -> None:
         self.command_id = id
         self.method = method
         self._finish = finish
+        self._kept = owner
         self._callbacks: CallbackChain | None = None
         self._settled = False
         self._value: Any = None
@@ -204,12 +209,11 @@ class PendingResult(Completion):
 
     def __iter__(self) -> Iterator[Any]:
         """The values of the targets, as they finish; those that failed raise at the end, together."""
-        finished = self._arrivals.finished
         failed = False
         for seen in itertools.count():
-            if seen == len(finished) and not self._await_finished(seen):
+            if seen == len(self._arrivals.finished) and not self._await_finished(seen):
                 break
-            source = self._arrivals.decode(finished[seen])
+            source = self._arrivals.decode(self._arrivals.finished[seen])
             if source.failure is None:
                 yield source.value
             else:
@@ -219,13 +223,13 @@ class PendingResult(Completion):
 
     def _await_finished(self, seen: int) -> bool:
         """Wait for one more than `seen` targets to finish; False where no more will."""
-        finished = self._arrivals.finished
+        arrivals = self._arrivals
 
         def reached() -> bool:
-            return len(finished) > seen or not self._incomplete()
+            return len(arrivals.finished) > seen or not self._incomplete()
 
         self._wait_until(reached)
-        return len(finished) > seen
+        return len(arrivals.finished) > seen
 
     def __getitem__(self, index: Any) -> Any:
         """The value of the target at a position (a slice: of several); waits only for that one."""
@@ -302,7 +306,7 @@ class PendingResult(Completion):
         while True:
             with self._guard:
                 over = self.done()
-                fresh = self._arrivals.log[seen:]
+                fresh = self._arrivals.log(seen)
                 news = None if over or fresh else self._next_news()
             yield from fresh
             seen += len(fresh)

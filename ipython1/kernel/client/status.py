@@ -11,6 +11,9 @@ _COLUMNS = ("id", "host", "pid", "CPU", "memory", "running", "since", "queue")
 _RIGHT = frozenset({"id", "pid", "CPU", "memory", "since", "queue"})
 
 
+_STUCK = " (does not react to interrupts)"
+
+
 class Status(list[dict[str, Any]]):
     """One dict an engine; shows as a table.
 
@@ -19,7 +22,8 @@ class Status(list[dict[str, Any]]):
     rows : iterable of dict
         Keys: ``id, host, pid, state``; ``cpu`` (percent), ``rss`` (bytes),
         ``running`` (its label or None), ``since`` (when that began, seconds
-        since the epoch), ``queue`` (how many wait), ``restarts``.
+        since the epoch), ``queue`` (how many wait), ``restarts``, ``stuck``
+        (since when it does not react to an interrupt; 0: it does).
     now : callable
         Wall-clock time in seconds.
     """
@@ -40,7 +44,7 @@ class Status(list[dict[str, Any]]):
             str(row["pid"]) if row["pid"] else "",
             f"{row['cpu']:.0f} %",
             size_text(row["rss"]),
-            (row["running"] or "") if ready else f"({row['state']})",
+            (row["running"] or "") + _STUCK * bool(row.get("stuck")) if ready else f"({row['state']})",
             duration_text(max(0.0, self.taken - row["since"])) if busy or not ready else "",
             str(row["queue"]),
         )

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import itertools
-import math
-import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Union
 
-from ipython1.kernel.client import partition
-from ipython1.kernel.client.calls import _checked_block, short_label, wait_for
+from ipython1.kernel.client.calls import _checked_block, short_label
 from ipython1.kernel.client.connect import DEFAULT_CLUSTER, FURLSpec, _open
-from ipython1.kernel.client.functions import ParallelFunction, _callable_name
-from ipython1.kernel.client.life import ClientLife
-from ipython1.kernel.client.taskbatches import OpenBatches, dump_arguments
-from ipython1.kernel.client.taskmap import (
-    AHEAD,
-    Feeder,
-    MapPending,
-    Sizes,
-    TaskMapper,
-    copied,
-    iterate,
-    wait_showing,
-)
+from ipython1.kernel.client.functions import _callable_name
+from ipython1.kernel.client.taskbatches import dump_arguments
+from ipython1.kernel.client.taskcalls import TaskCalls
+from ipython1.kernel.client.taskmap import Feeder, MapPending
 from ipython1.kernel.client.taskpending import TaskPending
 from ipython1.kernel.client.taskresult import TaskResult
 from ipython1.kernel.client.taskspec import (
@@ -37,23 +25,19 @@ from ipython1.kernel.client.taskspec import (
     dumped_dependency,
     task_keys,
 )
-from ipython1.kernel.error import NoEnginesRegistered, UnknownResult
+from ipython1.kernel.error import UnknownResult, WouldBlockReactor
 from ipython1.kernel.wire import objects
 from ipython1.kernel.wire.blobs import Buffer
-from ipython1.kernel.wire.chunks import CHUNK_LIMIT
 from ipython1.kernel.wire.runners import Depending
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.core import ClientCore
     from ipython1.kernel.client.taskexecutor import TaskExecutor
 
-#: Items that `imap` has outstanding, at least.
-IMAP_LEAST = 16
 #: Seconds to wait for what is known of a task of another client.
 SEEK_TIME = 1.0
 
 TaskRefs = Union[TaskRef, Iterable[TaskRef], None]
-P = TypeVar("P", bound=TaskPending)
 
 
 class _Run(TaskPending):
@@ -62,7 +46,7 @@ class _Run(TaskPending):
     recovery: _Run | None = None
 
 
-class TaskClient(ClientLife):
+class TaskClient(TaskCalls):
     """Runs functions and code on whichever engine is free.
 
     Parameters
@@ -97,191 +81,7 @@ class TaskClient(ClientLife):
 
     def _attach(self, core: ClientCore) -> None:
         super()._attach(core)
-        self._batches = OpenBatches(core.tasks)
         self._runs: dict[str, _Run] = {}
-
-    @property
-    def ids(self) -> list[int]:
-        """The engine ids, sorted."""
-        self._core.check_usable()
-        return [engine["id"] for engine in self._core.engines()]
-
-    def _check(self) -> None:
-        if not self.ids:
-            raise NoEnginesRegistered()
-
-    # -- functions -----------------------------------------------------------------------
-
-    def submit(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskPending:
-        """Call a function on some engine.
-
-        Parameters
-        ----------
-        f : callable
-            Brings its own world: names as they were here first, the engine's
-            namespace for the rest.
-        *args, **kwargs
-            Its arguments. A `Reference` stands for an object of the engine.
-
-        Returns
-        -------
-        PendingResult
-            Its result is what the function returned. Reading it raises a
-            `CompositeError` where it failed.
-
-        Raises
-        ------
-        SerializationError
-            The function or an argument cannot be sent.
-        NoEnginesRegistered
-            There is no engine.
-        """
-        return self._submit(TaskPending, f, args, kwargs)
-
-    def _submit(
-        self, kind: type[P], f: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> P:
-        """The same, with a result of this kind."""
-        self._check()
-        label = _callable_name(f)
-        parts = dump_arguments(args, kwargs)
-
-        def make(batch: str, slots: range) -> P:
-            return kind(self._core, batch, "submit", slots, self._one)
-
-        return self._batches.send(f, label, parts, make)
-
-    def _one(self, values: list[Any]) -> Any:
-        """The value of one task. A result refers to this, and so to the client, which stays open."""
-        return values[0]
-
-    def map(
-        self,
-        f: Callable[..., Any],
-        *sequences: Iterable[Any],
-        ordered: bool = True,
-        chunksize: int | None = None,
-        block: bool = True,
-        return_exceptions: bool = False,
-    ) -> Any:
-        """Like builtin `map`, on the engines; eager.
-
-        Shows a progress bar after two seconds. Ctrl-C ends its work on the engines.
-
-        Parameters
-        ----------
-        f : callable
-        *sequences : iterable
-            All of the same length.
-        ordered : bool
-            The results in the order of the items; else in the order in which they came.
-        chunksize : int, optional
-            Items that go to an engine together. Nothing: as many as take
-            about 30 ms, as measured along the way.
-        block : bool
-            Wait for the list; else a `PendingResult` of it comes at once.
-        return_exceptions : bool
-            The exception of an item that failed stands in its place.
-
-        Returns
-        -------
-        list or PendingResult
-
-        Raises
-        ------
-        ValueError
-            The sequences differ in length.
-        CompositeError
-            Items failed; the others have run as well, see its ``results``.
-        """
-        self._check()
-        label = f"map {_callable_name(f)}"
-        if not sequences:
-            raise TypeError("map needs at least one sequence.")
-        size = None if chunksize is None else _at_least_one("chunksize", chunksize)
-        wait = _checked_block(block)
-        function = objects.dumps_call(f)
-        rows = zip(*partition.same_length(sequences), strict=True)
-        items = [copied(dump_arguments(row, {})) for row in rows]
-        core = self._core
-        batch = core.tasks.open("chunk", function, label=short_label(label))
-        pending = MapPending(core, batch, "map", len(items), self, bool(ordered), bool(return_exceptions))
-        Feeder(core, pending, items, Sizes(len(core.engines()), size)).feed()
-        if not wait:
-            return pending
-        return wait_for(core, pending, functools.partial(wait_showing, core, pending))
-
-    def imap(
-        self,
-        f: Callable[..., Any],
-        *iterables: Iterable[Any],
-        ordered: bool = True,
-        max_outstanding: int | None = None,
-        chunksize: int = 1,
-        return_exceptions: bool = False,
-    ) -> Iterator[Any]:
-        """Like builtin `map`, on the engines; lazy, also for endless iterables.
-
-        Parameters
-        ----------
-        f : callable
-        *iterables : iterable
-            Read as there is room; the shortest ends it.
-        ordered : bool
-            The results in the order of the items; else as they come.
-        max_outstanding : int, optional
-            Items that are read and whose results are not yet taken, at most.
-            Nothing: 4 an engine, and at least 16.
-        chunksize : int
-            Items that go to an engine together.
-        return_exceptions : bool
-            The exception of an item that failed stands in its place; else it
-            is raised as a `CompositeError`, and the iteration ends.
-
-        Returns
-        -------
-        iterator
-            Closing it aborts what is outstanding.
-        """
-        self._check()
-        label = f"imap {_callable_name(f)}"
-        if not iterables:
-            raise TypeError("imap needs at least one iterable.")
-        size = _at_least_one("chunksize", chunksize)
-        if size > CHUNK_LIMIT:
-            raise ValueError(f"chunksize must be at most {CHUNK_LIMIT}, not {size}.")
-        if max_outstanding is None:
-            most = max(IMAP_LEAST, AHEAD * len(self._core.engines()))
-        else:
-            most = _at_least_one("max_outstanding", max_outstanding)
-        return iterate(
-            self,
-            objects.dumps_call(f),
-            zip(*iterables, strict=False),
-            short_label(label),
-            ordered=bool(ordered),
-            ahead=math.ceil(most / size),
-            chunksize=size,
-            return_exceptions=bool(return_exceptions),
-        )
-
-    def mapper(self, **options: Any) -> TaskMapper:
-        """An object whose `map` has these options."""
-        return TaskMapper(self, **options)
-
-    def parallel(self, **options: Any) -> Callable[[Callable[..., Any]], ParallelFunction]:
-        """Decorate a function of items: called with sequences, it maps over them; with options of `map`.
-
-        Examples
-        --------
-        >>> @tc.parallel(chunksize=10)
-        ... def square(x):
-        ...     return x * x
-        >>> square(range(4))
-        [0, 1, 4, 9]
-        """
-        mapper = self.mapper(**options)
-        return lambda function: ParallelFunction(mapper, function)
 
     # -- tasks with options ----------------------------------------------------------------
 
@@ -338,7 +138,7 @@ class TaskClient(ClientLife):
             args=args,
         )
         slots = core.tasks.reserve(batch)
-        run = _Run(core, batch, "run", slots, self._one)
+        run = _Run(core, batch, "run", slots, _first)
         core.tasks.add(run, slots, (item,))
         core.tasks.close(batch)
         return run
@@ -393,12 +193,10 @@ class TaskClient(ClientLife):
         for pending in core.tasks.pending():
             if not isinstance(pending, Feeder) and pending.id == name:
                 return pending
-        run = self._runs[name] = _Run(core, batch, "get_task_result", range(index, index + 1), self._one)
+        run = self._runs[name] = _Run(core, batch, "get_task_result", range(index, index + 1), _first)
         core.tasks.seek(run)
-        try:
+        with contextlib.suppress(TimeoutError, WouldBlockReactor):
             core.wait(run, SEEK_TIME)
-        except TimeoutError:
-            pass
         return run
 
     def _outcome(self, task: TaskPending, name: str) -> TaskResult:
@@ -533,6 +331,10 @@ class TaskClient(ClientLife):
         register(self, name)
 
 
+def _first(values: list[Any]) -> Any:
+    return values[0]
+
+
 def _abort_all(run: _Run, interrupt: bool) -> None:
     """Abort a task; its recovery first, or the end of the task would start it."""
     if run.recovery is not None:
@@ -552,10 +354,3 @@ def _dumped(task: Task) -> tuple[str, list[Buffer], list[Buffer]]:
 
 def _label(task: Task) -> str:
     return task.code if isinstance(task, StringTask) else _callable_name(task.f)  # type: ignore[attr-defined]
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}.")
-    return number

@@ -8,19 +8,15 @@ time.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import dataclasses
 import math
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ipython1.kernel.client.taskbatches import dump_arguments
 from ipython1.kernel.client.taskpending import TaskPending
-from ipython1.kernel.error import ClientClosed, CompositeError, WireError, own_failure
+from ipython1.kernel.error import RemoteFailure, WireError, own_failure
 from ipython1.kernel.wire.blobs import Buffer
 from ipython1.kernel.wire.chunks import CHUNK_LIMIT, Row, join_rows, split_rows
 from ipython1.kernel.wire.codec import decode_failure, encode_failure
@@ -29,7 +25,7 @@ from ipython1.kernel.wire.records import Event, Result
 if TYPE_CHECKING:
     from ipython1.kernel.client.core import ClientCore
     from ipython1.kernel.client.pending import PendingResult
-    from ipython1.kernel.client.task import TaskClient
+    from ipython1.kernel.client.taskcalls import TaskCalls
 
 #: Seconds that a chunk shall take.
 CHUNK_TIME = 0.03
@@ -133,7 +129,7 @@ class Sizes:
 
     def measured(self, items: int, seconds: float) -> None:
         """A chunk of so many items took so long."""
-        mean = seconds / items
+        mean = max(seconds / items, 1e-7)  # a clock may be set back meanwhile
         # The newest counts for half: the length of items may change along the way.
         self._mean = (self._mean + mean) / 2 if self._mean else mean
         self._largest = max(self._largest, items)
@@ -144,9 +140,8 @@ class Sizes:
             return min(self.fixed, left)
         if not self._mean:
             return 1
-        mean = max(self._mean, 1e-6)
-        share = max(left // (SHARES * self.engines), int(LEAST_TIME / mean))
-        return max(1, min(int(CHUNK_TIME / mean), share, self._largest * GROWTH, CHUNK_LIMIT, left))
+        share = max(left // (SHARES * self.engines), int(LEAST_TIME / self._mean))
+        return max(1, min(int(CHUNK_TIME / self._mean), share, self._largest * GROWTH, CHUNK_LIMIT, left))
 
 
 class Feeder:
@@ -220,6 +215,9 @@ class Feeder:
         if first >= total:
             return ()
         stop = first + self._sizes.next(total - first)
+        if self._sizes.fixed is not None:
+            self._next = stop
+            return tuple(range(first, stop))
         size, last = 0, first
         while last < stop and (last == first or size < CHUNK_BYTES):
             size += sum(map(len, self._items[last]))
@@ -229,6 +227,11 @@ class Feeder:
 
     def abort(self, interrupt: bool) -> None:
         """Send no more, and take back what was sent."""
+        self._tasks.call(self._abort, interrupt)
+
+    # -- reactor thread ----------------------------------------------------------------------------
+
+    def _abort(self, interrupt: bool) -> None:
         with self._lock:
             self._aborted = True
             unsent = [item for chunk in self._again for item in chunk]
@@ -236,9 +239,9 @@ class Feeder:
             self._again.clear()
             self._next = len(self._items)
             chunks = list(self._chunks)
-        self._fail(unsent)
         if chunks:
             self._tasks.withdraw(self.command_id, chunks, interrupt)
+        self._fail(unsent)
         self.feed()  # closes the batch, where nothing is left
 
     def _fail(self, items: Sequence[int]) -> None:
@@ -246,7 +249,7 @@ class Feeder:
         for item in items:
             self._deliver(item, Result("", -1, "", "error", 0.0, 0.0, 0, ()), [failure])
 
-    # -- in: reactor thread; as of a `TaskPending` -----------------------------------------------
+    # -- what comes, as to a `TaskPending` ---------------------------------------------------------
 
     def deliver_event(self, event: Event, parts: Sequence[Buffer], slot: int) -> None:
         """Output of a chunk counts as that of its first item."""
@@ -265,23 +268,30 @@ class Feeder:
         with self._lock:
             chunk = self._chunks.pop(slot, ())
         left = self._take(result, parts, chunk)
-        if left:
-            if self._aborted:
-                self._fail(left)
-            else:
-                with self._lock:
-                    self._again.extend((item,) for item in left)
+        for item in left:
+            self.pending.restart_slot(item)
+        with self._lock:
+            if not self._aborted:
+                self._again.extend((item,) for item in left)
+                left = ()
+        self._fail(left)
         self.feed()
 
     def _take(self, result: Result, parts: Sequence[Buffer], chunk: Sequence[int]) -> Sequence[int]:
         """Tell what came of the items; returns those that have not run."""
+        rows: list[Row] = []
+        if result.status == "ok":
+            try:
+                rows = list(split_rows(parts))
+            except WireError as error:
+                failure = RemoteFailure(type(error).__name__, str(error))
+                result, parts = dataclasses.replace(result, status="error"), [encode_failure(failure)]
         if result.status != "ok":
             if len(chunk) > 1 and self._name(parts) in _OF_ONE:
                 return chunk
             for item in chunk:
                 self._deliver(item, result, parts)
             return ()
-        rows = list(split_rows(parts))
         for item, ((ok, started, completed), own) in zip(chunk, rows, strict=False):
             status = "ok" if ok else "error"
             end = Result(result.id, result.engine, "", status, started, completed, 0, ())
@@ -316,7 +326,7 @@ class TaskMapper:
         Those of `TaskClient.map`.
     """
 
-    def __init__(self, client: TaskClient, **options: Any) -> None:
+    def __init__(self, client: TaskCalls, **options: Any) -> None:
         self.client = client
         self.options = options
 
@@ -346,90 +356,6 @@ def wait_showing(core: ClientCore, pending: PendingResult) -> None:
                 core.wait(pending, REDRAW)
             except TimeoutError:
                 pass
-
-
-class _Finished:
-    """Results in the order in which they are done."""
-
-    def __init__(self, core: ClientCore) -> None:
-        self._core = core
-        self._lock = threading.Lock()
-        self._done: deque[MapPending] = deque()
-        self._news: Future[None] | None = None
-
-    def expect(self, pending: MapPending) -> None:
-        """One more."""
-        pending._when_over(lambda: self._add(pending))
-
-    def _add(self, pending: MapPending) -> None:
-        with self._lock:
-            self._done.append(pending)
-            news, self._news = self._news, None
-        if news is not None:
-            news.set_result(None)
-
-    def next(self) -> MapPending:
-        """Wait for the next one."""
-        while True:
-            with self._lock:
-                if self._done:
-                    return self._done.popleft()
-                news = self._news = Future()
-            self._core.wait(news, None)
-
-
-def iterate(
-    client: TaskClient,
-    f_parts: Sequence[Buffer],
-    rows: Iterator[tuple[Any, ...]],
-    label: str,
-    *,
-    ordered: bool,
-    ahead: int,
-    chunksize: int,
-    return_exceptions: bool,
-) -> Iterator[Any]:
-    """The results of the rows, which are read as there is room; see `TaskClient.imap`."""
-    core = client._core
-    batch = core.tasks.open("chunk", f_parts, label=label)
-    waiting: dict[MapPending, None] = {}
-    finished = _Finished(core)
-    more = True
-    try:
-        while True:
-            while more and len(waiting) < ahead:
-                items = [dump_arguments(row, {}) for row in itertools.islice(rows, chunksize)]
-                more = len(items) == chunksize
-                if items:
-                    core.check_usable()
-                    pending = MapPending(core, batch, "imap", len(items), client)
-                    waiting[pending] = None
-                    # Copied, as `Batches.add` does it: what goes a second time must be the same.
-                    Feeder(core, pending, list(map(copied, items)), Sizes(1, len(items)), False).feed()
-                    if not ordered:
-                        finished.expect(pending)
-            if not waiting:
-                return
-            pending = next(iter(waiting)) if ordered else finished.next()
-            core.wait(pending, None)
-            for slot in pending.targets:
-                yield _value(pending, slot, return_exceptions)
-            del waiting[pending]
-    finally:
-        interrupt = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-        with contextlib.suppress(ClientClosed):  # then nothing is left to end
-            for pending in waiting:
-                pending.abort(interrupt)
-            core.tasks.close(batch)
-
-
-def _value(pending: MapPending, slot: int, return_exceptions: bool) -> Any:
-    try:
-        return pending[slot]
-    except CompositeError as error:
-        if return_exceptions:
-            return error.elist[0].exception()
-        raise
 
 
 def copied(parts: list[Buffer]) -> list[Buffer]:

@@ -250,7 +250,7 @@ class Batch:
             return False
         self.handed.pop(index, None)
         self.sought.discard(index)
-        for notes in (self.failures, self.deaths, self.refusals, self.refused, self.choosy):
+        for notes in (self.failures, self.refusals, self.refused, self.choosy):
             if notes:
                 notes.pop(index, None)
         self.ended[index] = engine
@@ -286,6 +286,7 @@ class Batch:
             if engine is not None:
                 by_engine.setdefault(engine, []).append(index)
                 self.attempts.pop(index, None)
+                self.deaths.pop(index, None)
                 self.failed.discard(index)
                 self.made_up.pop(index, None)
                 self.asked.pop(index, None)

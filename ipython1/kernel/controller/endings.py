@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ipython1.kernel.controller.batches import GONE, NOWHERE, Batch, TaskKey
 from ipython1.kernel.controller.blobs import BlobRoutes
@@ -13,7 +13,7 @@ from ipython1.kernel.controller.registry import Registry
 from ipython1.kernel.controller.telling import Telling
 from ipython1.kernel.error import ImpossibleDependency, IPython1Error, RemoteFailure, own_failure
 from ipython1.kernel.wire.codec import encode, encode_failure
-from ipython1.kernel.wire.records import End, Parts, Seek, Taken, Withdraw, Work
+from ipython1.kernel.wire.records import End, Ids, Parts, Seek, Taken, Withdraw, Work
 
 ABORTED = encode_failure(own_failure("TaskAborted"))
 
@@ -50,6 +50,8 @@ class Endings:
         self._blobs = blobs
         #: Tasks that were withdrawn, and are or may be with an engine; and how.
         self.unwanted: dict[TaskKey, str] = {}
+        #: Called with the tasks that engines were told to interrupt, by engine.
+        self.interrupted: Callable[[dict[int, Ids]], None] = lambda ids: None
         #: Routes of the arguments that travel by themselves.
         self.item_blobs: dict[TaskKey, list[str]] = {}
         self._to_judge: deque[Batch] = deque()
@@ -157,6 +159,10 @@ class Endings:
             self.unwanted[batch.id, index] = how
         for engine, with_it in by_engine.items():
             self._dispatcher.send(engine, encode(Withdraw(batch.id, tuple(with_it), how)))
+        if how == "interrupt" and by_engine:
+            self.interrupted(
+                {engine: tuple(f"{batch.id}#{i}" for i in with_it) for engine, with_it in by_engine.items()}
+            )
 
     def remember(self, batch: Batch, indexes: Iterable[int]) -> None:
         """The outcomes of these leave the controller; what depends on them may come later."""

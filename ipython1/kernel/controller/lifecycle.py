@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.logger import Logger
@@ -15,7 +15,7 @@ from ipython1.kernel.controller.tasks import TaskBook
 from ipython1.kernel.controller.timers import Timers
 from ipython1.kernel.processes import STOPPED
 from ipython1.kernel.wire.codec import unpack_map
-from ipython1.kernel.wire.records import Exited, Usage
+from ipython1.kernel.wire.records import Exited, Ids, Order, Usage
 
 #: Seconds an engine may be away before it counts as dead, unless its nanny vouches for it.
 ENGINE_GRACE = 10.0
@@ -156,11 +156,30 @@ class Lifecycle:
             self._died(*last)
 
     def usage(self, peer: Peer, record: Usage) -> None:
-        """A nanny tells what its engines use."""
-        for uuid, (cpu, rss) in unpack_map(record.table).items():
+        """A nanny tells what its engines use, and which do not react."""
+        for uuid, (cpu, rss, stuck) in unpack_map(record.table).items():
             engine = self._registry.by_uuid(uuid)
             if engine is not None and engine.nanny == peer.key:
-                engine.cpu, engine.rss = float(cpu), int(rss)
+                engine.cpu, engine.rss, engine.stuck = float(cpu), int(rss), float(stuck)
+
+    def interrupted(self, ids: Mapping[int, Ids], stuck: str, records: Mapping[str, int]) -> None:
+        """Engines were sent interrupts: their nannies see to it that something comes of them.
+
+        Parameters
+        ----------
+        ids : mapping
+            Engine id -> the commands or tasks to interrupt; empty: whatever runs.
+        stuck : str
+            As in `Interrupt`.
+        records : mapping
+            Uuid of each engine -> number of the last record that it was sent.
+        """
+        nannies = {nanny.key: nanny for nanny in self._nannies()}
+        for id, wanted in ids.items():
+            engine = self._registry.get(id)
+            if engine is not None and engine.nanny in nannies and engine.uuid in records:
+                order = Order("interrupt", engine.uuid, records[engine.uuid], wanted, stuck)
+                nannies[engine.nanny].send(order)
 
     def _is_nanny_of(self, nanny: str, uuid: str) -> bool:
         """Whether a nanny may tell of this engine: of its own, and of those that never registered."""

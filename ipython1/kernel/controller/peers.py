@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from ipython1.kernel.error import WireError
@@ -16,8 +15,6 @@ from ipython1.kernel.wire.session import Session
 
 #: Bytes kept for a peer that is away; past that it asks again when it is back.
 AWAY_BYTES = 64 * 1024 * 1024
-
-log = Logger()
 
 
 @implementer(ILinkSink)
@@ -50,6 +47,10 @@ class Peer:
         """Take a record from the session."""
         self.handle(self, decode(raw), raw)
 
+    def complain(self, text: str, **facts: object) -> None:
+        """Warn of what the peer does, but not for ever; the format knows its `kind` and `key`."""
+        self.session.complaints.say(text, kind=self.kind, key=self.key, **facts)
+
     @property
     def received(self) -> int:
         """Number of the last record taken from the peer."""
@@ -62,7 +63,7 @@ class Peer:
         try:
             self.session.batch_received(batch)
         except WireError as error:
-            log.warn("{kind} {key}: {error}", kind=self.kind, key=self.key, error=error)
+            self.complain("{kind} {key}: {error}", error=error)
             raise
 
     def attach(self, link: ILink, peer_received: int) -> None:

@@ -19,6 +19,8 @@ from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, As
 #: Seconds that nannies have to leave when the cluster is shut down.
 LEAVE_TIME = 5.0
 LEAVE_POLL = 0.05
+#: Characters of a label that are shown; clients cut theirs shorter.
+LABEL_SHOWN = 200
 #: Ids of tasks in an answer, of each state.
 IDS_SHOWN = 10_000
 #: Seconds in which an engine that was ordered has to be there, or is ordered again.
@@ -97,6 +99,7 @@ class Questions:
                     **engine.facts(),
                     "cpu": engine.cpu,
                     "rss": engine.rss,
+                    "stuck": engine.stuck,
                     "running": running[0] if running else None,
                     "since": running[1] if running else engine.since,
                     "queue": len(engine.queue) + self._tasks.count(engine.id) - bool(running),
@@ -107,15 +110,16 @@ class Questions:
     def _running(self, engine: Engine) -> tuple[str, float] | None:
         """Label and start of what an engine does."""
         command = engine.queue.running
-        return self._tasks.running(engine.id) or (
+        running = self._tasks.running(engine.id) or (
             (command.label or command.op, command.since) if command else None
         )
+        return (running[0][:LABEL_SHOWN], running[1]) if running else None
 
     def _queue_status(self, body: dict[str, Any]) -> list[Any]:
         status = []
         for engine in self._named(body):
             running = self._running(engine)
-            labels = [command.label or command.op for command in engine.queue.commands]
+            labels = [(command.label or command.op)[:LABEL_SHOWN] for command in engine.queue.commands]
             queued = labels if self._tasks.running(engine.id) else labels[1:]
             status.append([engine.id, {"queue": queued, "pending": running[0] if running else None}])
         return status
@@ -193,7 +197,7 @@ class Questions:
         return len(ends)
 
     def _named(self, body: dict[str, Any]) -> list[Engine]:
-        engines = [self._registry.get(int(target)) for target in body["targets"]]
+        engines = [self._registry.get(id) for id in dict.fromkeys(map(int, body["targets"]))]
         return [engine for engine in engines if engine is not None]
 
     def _order(self, engine: Engine, what: str, number: int = 0) -> None:

@@ -44,6 +44,7 @@ class Engine:
     restarts: int = 0
     cpu: float = 0.0  # percent
     rss: int = 0  # bytes
+    stuck: float = 0.0  # since when it does not react to an interrupt, its nanny's clock; 0: it does
     send: Callable[[bytes], None] | None = None
     #: Encoded `Fetch` records that wait for an engine of an earlier controller.
     asked: list[bytes] = field(default_factory=list)
@@ -156,7 +157,7 @@ class Registry:
         if engine is None:
             return None
         engine.send = None
-        engine.cpu, engine.rss = 0.0, 0
+        engine.cpu, engine.rss, engine.stuck = 0.0, 0, 0.0
         if replaced:
             engine.restarts += 1
             self._set(engine, "restarting")

@@ -137,9 +137,10 @@ class Searches:
             self._dispatcher.send(engine, encode(question))
         self.settle()
 
-    def end(self, id: str) -> None:
-        """Nobody wants to know any more."""
-        self._searches.pop(id, None)
+    def end(self, id: str) -> set[int]:
+        """Look no longer for tasks of a batch. Returns what was looked for."""
+        search = self._searches.pop(id, None)
+        return search.indexes if search is not None else set()
 
     def engine_ready(self, engine: int) -> None:
         """Ask an engine that has just come."""
@@ -167,6 +168,8 @@ class Searches:
         batch = self._batches.get(search.batch)
         unknown: list[int] = []
         fresh: list[int] = []
+        if batch is not None:
+            self._telling.seekers_stay(batch)
         for index in sorted(search.indexes):
             best = search.best.get(index)
             if batch is not None and index in batch.sought:
@@ -175,6 +178,9 @@ class Searches:
                     fresh.append(index)
                 else:
                     self._adopt(batch, index, best)
+            elif best is None and batch is not None and batch.knows(index):  # it has come since
+                if index in batch.ended:
+                    self._endings.tell_again(batch, index, None)
             elif best is None:
                 unknown.append(index)
             elif best.end[2] == "held":  # who asks for it hears of its end

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.logger import Logger
-
 from ipython1.kernel.controller.facets import QUESTIONS, RECORDS, Door
 from ipython1.kernel.controller.lifecycle import Lifecycle
 from ipython1.kernel.controller.peers import Peer
@@ -36,6 +34,7 @@ from ipython1.kernel.wire.records import (
     Forget,
     Grant,
     Hello,
+    Ids,
     Interrupt,
     Outcomes,
     Record,
@@ -57,8 +56,6 @@ RETURN_GRACE = 15.0
 PROPERTIES_OPS = frozenset({"set_properties", "del_properties", "clear_properties"})
 #: Seconds in which changes of the engine table are collected.
 TABLE_DELAY = 0.005
-
-log = Logger()
 
 
 class Controller:
@@ -116,13 +113,14 @@ class Controller:
             self._table_now,
             notify,
         )
+        self.tasks.when_interrupted(lambda ids: self._interrupted(ids, ""))
         self._timers.start("return", "", RETURN_GRACE, self._lifecycle.return_over)
         self._handlers: Mapping[type[Record], Callable[[Peer, Any, bytes], None]] = {
             Submit: self.router.submit,
             Fetch: self.router.fetch,
             Forget: lambda peer, record, raw: self.router.forget(record, raw),
             Cancel: self._cancel,
-            Interrupt: lambda peer, record, raw: self.router.interrupt(record, raw),
+            Interrupt: self._interrupt,
             Chunk: self.router.chunk,
             Grant: lambda peer, record, raw: self.router.grant(peer, record),
             Ask: self._ask,
@@ -183,6 +181,8 @@ class Controller:
             raise WireError(reason="this engine was declared dead")
         if hello.kind == "engine" and self.registry.by_uuid(key) is not None:
             raise WireError(reason="this engine is here already, in another session")
+        if not engine_side and any(peer.key == key for peer in self._peers.values()):
+            raise WireError(reason="this client is here already, in another session")
         session = Session(
             self._clock,
             lambda raw: peer.receive(raw),
@@ -217,7 +217,7 @@ class Controller:
     def _refuse(self, peer: Peer, record: Record) -> None:
         """Not with this FURL: answered where an answer is awaited, and logged."""
         what = f"{type(record).__name__} from a {peer.kind}"
-        log.warn("refused {what} ({key})", what=what, key=peer.key)
+        peer.complain("refused {what} ({key})", what=what)
         failure = RemoteFailure("NotAllowed", f"This FURL does not allow {what}.")
         if isinstance(record, (Submit, Fetch)):
             for target in record.targets:
@@ -258,6 +258,17 @@ class Controller:
 
     def _cancel(self, peer: Peer, record: Cancel, raw: bytes) -> None:
         self.router.cancel(record.ids, record.targets, record.reason)
+
+    def _interrupt(self, peer: Peer, record: Interrupt, raw: bytes) -> None:
+        if record.stuck not in ("", "leave", "restart"):
+            raise WireError(reason=f"{record.stuck!r} is nothing to do about an engine")
+        self.router.interrupt(record, raw)
+        ids = (record.id,) if record.id else ()
+        self._interrupted(dict.fromkeys(record.targets, ids), record.stuck)
+
+    def _interrupted(self, ids: Mapping[int, Ids], stuck: str) -> None:
+        last = {peer.key: peer.session.last for peer in self._peers.values() if peer.kind == "engine"}
+        self._lifecycle.interrupted(ids, stuck, last)
 
     def _ask(self, peer: Peer, ask: Ask, raw: bytes) -> None:
         if ask.what not in QUESTIONS[peer.kind]:

@@ -11,7 +11,7 @@ engines (`seeking`) before it lets anything run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ipython1.kernel.controller.batches import GONE, Batch, Rules, TaskKey
@@ -62,6 +62,8 @@ class TaskBook:
         returning: Callable[[], bool],
     ) -> None:
         self._blobs = blobs
+        self._returning = returning
+        self._taken: list[bytes] = []  # what clients have, for engines that come later
         self._clock = clock
         self._numbers = itertools.count()
         self._batches: dict[str, Batch] = {}
@@ -84,6 +86,10 @@ class TaskBook:
         """End the timers."""
         self._dispatcher.stop()
         self._timers.stop_all()
+
+    def when_interrupted(self, call: Callable[[dict[int, records.Ids]], None]) -> None:
+        """Have `call` called with the ids of tasks that engines are told to interrupt, by engine."""
+        self._endings.interrupted = call
 
     # -- from clients ------------------------------------------------------------------
 
@@ -172,13 +178,17 @@ class TaskBook:
         batch = self._batches.get(record.batch)
         if batch is None:  # of an earlier controller: whoever has them
             self._dispatcher.send_all(raw)
+            self._tell_late_ones(raw)
             return
         self._endings.remember(batch, record.items)
         self._endings.close_blobs(batch, [index for index in record.items if index in batch.ended])
+        asked = [index for index in record.items if index in batch.asked]
         for engine, indexes in batch.taken(record.items).items():
             self._dispatcher.send(engine, encode(Taken(batch.id, tuple(indexes), False)))
         if record.last:
-            self._close(batch)
+            self._close(batch, asked)
+        elif asked and self._telling.owners_left(batch):
+            self._searches.start(batch.id, asked)
 
     def client_gone(self, client: Peer) -> None:
         """Nothing can be sent to this peer any more; its client may come back as another one."""
@@ -194,6 +204,8 @@ class TaskBook:
     def engine_ready(self, engine: Engine, peer: Peer) -> None:
         """An engine process is here for the first time in this controller's life."""
         self._dispatcher.engine_ready(engine.id, peer)
+        for raw in self._taken:
+            peer.session.send(raw)
         self._searches.engine_ready(engine.id)
         self.settle()
 
@@ -304,6 +316,7 @@ class TaskBook:
 
     def return_over(self) -> None:
         """Nobody from before this controller is waited for any more."""
+        self._taken.clear()
         self.settle()
         self._endings.judge(self._dependencies.all_waiting())
 
@@ -375,13 +388,22 @@ class TaskBook:
         self._dispatcher.changed(batch)
         self._watch_refused(batch)
 
-    def _close(self, batch: Batch) -> None:
-        """Nobody wants anything more of a batch."""
+    def _close(self, batch: Batch, asked: Iterable[int] = ()) -> None:
+        """The client wants nothing more of a batch; others may have `asked` for some."""
         del self._batches[batch.id]
         self._timers.stop("wait", batch.id)
         self._timers.stop("refused", batch.id)
-        self._searches.end(batch.id)
+        left = {*self._searches.end(batch.id), *batch.items, *batch.asked, *asked}
         self._endings.close(batch)
+        if left and self._telling.owners_left(batch):  # other clients: what engines know, they shall hear
+            self._searches.start(batch.id, left)
+        if batch.again:
+            self._tell_late_ones(encode(Taken(batch.id, (), True)))
+
+    def _tell_late_ones(self, taken: bytes) -> None:
+        """Engines that are not back yet may have what is not needed any more."""
+        if self._returning():
+            self._taken.append(taken)
 
     def _open_blobs(self, parts: Parts, prefix: str, client: Peer) -> list[str]:
         return self._blobs.open(parts, prefix, client, (), lambda peer: peer.kind == "engine")

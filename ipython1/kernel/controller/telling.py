@@ -43,6 +43,17 @@ class Telling:
         """All who asked have their answers."""
         self._seekers.pop(id, None)
 
+    def seekers_stay(self, batch: Batch) -> None:
+        """The batch is here now: those who have asked hear what comes of it."""
+        batch.owners += [peer for peer in self._seekers.get(batch.id, ()) if peer not in batch.owners]
+
+    def owners_left(self, batch: Batch) -> bool:
+        """A batch is over for its client. Whether others still ask for its tasks."""
+        for peer in batch.owners:
+            if peer.key != batch.client:
+                self.add_seeker(batch.id, peer)
+        return batch.id in self._seekers
+
     def client_gone(self, client: Peer) -> None:
         """Nothing can be sent to this peer any more."""
         for batch in self._batches.values():

@@ -96,6 +96,9 @@ class Agent:
             exited = message["exited"]
             self._facts["exited"] = [*self._facts["exited"], exited][-REMEMBERED:]
             self._connection.send(Exited(*exited))
+        if "stuck" in message:
+            self._facts["stuck"] = message["stuck"]
+            self.report_usage()
         if "quit" in message:
             self._leave()
 
@@ -120,18 +123,19 @@ class Agent:
         sweep()
 
     def report_usage(self) -> None:
-        """Send CPU and memory of each engine."""
+        """Send CPU and memory of each engine, and since when it does not react."""
         table = {name: usage for name, pid in self.engines.items() if (usage := self._measure(name, pid))}
         self._processes = {name: self._processes[name] for name in table}
         if table and self._connection.linked:  # old figures are of no use after a reconnect
             self._connection.send(Usage(pack(table)))
 
-    def _measure(self, name: str, pid: int) -> tuple[float, int] | None:
+    def _measure(self, name: str, pid: int) -> tuple[float, int, float] | None:
         try:
             process = self._processes.setdefault(name, psutil.Process(pid))
-            return float(process.cpu_percent()), int(process.memory_info().rss)
+            cpu, rss = process.cpu_percent(), process.memory_info().rss
         except psutil.Error:  # it just ended
             return None
+        return float(cpu), int(rss), self._facts["stuck"].get(name, 0.0)
 
     def _detail(self) -> dict[str, Any]:
         facts = {key: self._facts[key] for key in ("uuid", "host", "pid", "exited")}
@@ -139,7 +143,7 @@ class Agent:
 
     def _receive(self, record: Record, _raw: bytes) -> None:
         if isinstance(record, Order):
-            self._tell({"order": [record.what, record.uuid, record.number]})
+            self._tell({"order": [record.what, record.uuid, record.number, record.ids, record.stuck]})
         else:
             log.warn("a nanny does not take a {name}", name=type(record).__name__)
 

@@ -7,7 +7,9 @@ while `user_code` is on the stack, so what surrounds user code (this loop, the
 swapping of streams, the making of results) is never torn. A signal that comes
 elsewhere during a job strikes as soon as that job enters user code. Signals
 are sent under the lock under which jobs end, and a job's end collects those
-under way: so none can reach the next one. A signal that
+under way: so none can reach the next one. Where C code holds the interpreter
+nobody here can send any: the nanny does (see `escalation`), and says on the
+board for which job. A signal that
 comes just before a blocking call does not end it; so, until the handler has
 run, another signal, `NUDGE`, whose handler does nothing, follows now and then.
 """
@@ -24,13 +26,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar, Union
 
+from ipython1.kernel.engine.board import NUDGE
 from ipython1.kernel.engine.failures import encoded
 
 Buffer = Union[bytes, bytearray, memoryview]
 T = TypeVar("T")
 
-#: Ends a blocking call of the main thread, for the sake of the SIGINT that came just before it.
-NUDGE = signal.SIGURG
 #: Seconds between nudges: the first pause, and the longest.
 NUDGE_PAUSES = (0.01, 0.25)
 
@@ -92,15 +93,48 @@ J = TypeVar("J", bound=Job)
 
 
 class IBoard(Protocol):
-    """Where it is seen from outside which job runs, see `Board`."""
+    """Where it is seen from outside which job runs, and whether it reacts; see `Board`."""
 
-    def show(self, id: str) -> None:
-        """Job `id` runs; empty: none does."""
+    def show(self, id: str, timeout: float = 0.0, /) -> None: ...
+
+    def interrupted(self) -> None: ...
+
+    def react(self, own: bool, /) -> tuple[bool, bool]: ...
+
+    def settle(self) -> None: ...
+
+    def hear(self, record: int, /) -> None: ...
+
+    def served(self, record: int, /) -> bool: ...
+
+    def new_session(self) -> None: ...
 
 
-class _NoBoard:
-    def show(self, id: str) -> None:
-        """Nobody looks."""
+class NoBoard:
+    """Nobody looks."""
+
+    def show(self, id: str, timeout: float = 0.0) -> None:
+        """See `IBoard`."""
+
+    def interrupted(self) -> None:
+        """See `IBoard`."""
+
+    def react(self, own: bool) -> tuple[bool, bool]:
+        """See `IBoard`."""
+        return True, False
+
+    def settle(self) -> None:
+        """See `IBoard`."""
+
+    def hear(self, record: int) -> None:
+        """See `IBoard`."""
+
+    def served(self, record: int) -> bool:
+        """See `IBoard`."""
+        return False
+
+    def new_session(self) -> None:
+        """See `IBoard`."""
 
 
 class MainLoop(Generic[J]):
@@ -130,7 +164,8 @@ class MainLoop(Generic[J]):
         self._perform = perform
         self._done = done
         self._now = now
-        self._show = (board or _NoBoard()).show
+        self.board = board or NoBoard()
+        self._show = self.board.show
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._jobs: deque[J] = deque()
@@ -196,6 +231,7 @@ class MainLoop(Generic[J]):
                 return False
             job.overdue = job.overdue or overdue
             self._sent = self._unseen = True
+            self.board.interrupted()
             signal.pthread_kill(self._thread, signal.SIGINT)
             start, self._nudging = not self._nudging, True
         if start:
@@ -233,7 +269,7 @@ class MainLoop(Generic[J]):
                         self._changed.wait()
                     if self._stopped:
                         return
-                    job = self.running = self._jobs.popleft()
+                    job = self._next()
                 self._run(job)
                 if main and _handler(signal.SIGINT) != self._on_signal:
                     self._take_signals()  # user code changed it
@@ -257,9 +293,15 @@ class MainLoop(Generic[J]):
             with self._lock:
                 if self.running is not None or not self.has_next():
                     return count
-                job = self.running = self._jobs.popleft()
+                job = self._next()
             self._run(job)
             count += 1
+
+    def _next(self) -> J:
+        job = self._jobs.popleft()
+        self._show(job.id, job.timeout)  # first, and under the lock: who interrupts it writes there, too
+        self.running = job
+        return job
 
     def has_next(self) -> bool:
         """Whether a job waits that can start now. On the loop's thread, which alone takes out the first."""
@@ -268,7 +310,6 @@ class MainLoop(Generic[J]):
 
     def _run(self, job: J) -> None:
         process = os.getpid()
-        self._show(job.id)
         job.started = self._now()
         try:
             parts, error = self._perform(job), None
@@ -291,9 +332,14 @@ class MainLoop(Generic[J]):
         self._done(job, status, parts)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._unseen = False
-        if self.running is None:
+        own, self._unseen = self._unseen, False
+        meant, late = self.board.react(own)
+        job = self.running
+        if job is None or not meant:
             return
+        job.overdue = job.overdue or late
+        if job.overdue:
+            self.board.settle()
         while frame is not None:
             if frame.f_code is user_code.__code__:
                 raise KeyboardInterrupt

@@ -12,6 +12,8 @@ starting   it dies                     replaced under the rule below, else a fai
 running    it dies                     replaced under the rule below, else gone
 either     order restart               SIGTERM, then SIGKILL; replaced
 either     order stop, or quit         SIGTERM, then SIGKILL; gone
+running    it does not react to an     see `escalation`; SIGKILL where that says
+           interrupt                   restart; replaced
 =========  ==========================  ================================================
 
 The rule: only where restarting is on, and not after `DEATHS` deaths within `PERIOD`.
@@ -22,15 +24,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from ipython1.kernel.engine.board import Board
+from ipython1.kernel.engine import escalation
+from ipython1.kernel.engine.board import NUDGE, Board
+from ipython1.kernel.engine.escalation import Escalation
+from ipython1.kernel.engine.oom import OutOfMemory, counters
 from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message, out_path
 from ipython1.kernel.processes import STOPPED, exit_words, remove_if_empty, tail
 
@@ -47,6 +53,9 @@ FAREWELL = 3.0
 OUTPUT_LINES, LONG_OUTPUT = 20, 200
 #: Deaths that a controller which was away is told of.
 REMEMBERED = 32
+
+#: Seconds between looks at what the engines do.
+LOOK_INTERVAL = 0.25
 
 RESTARTED = "restarted on request"
 
@@ -73,11 +82,13 @@ class Engine:
     log: Path
     deaths: deque[float]  # shared with those it replaces
     replaces: dict[str, str]  # uuid, cause and output of the last one that was registered
-    board: Board = field(default_factory=Board)
+    board: Board
+    escalation: Escalation
     child: IChild = field(init=False)
     registered: bool = False
     request: str = ""  # why we are ending it
     reason: str = ""  # why it ends, in its own words
+    stuck: float = 0.0  # since when it does not react to an interrupt, wall clock; 0: it does
 
     def __str__(self) -> str:
         return f"engine {self.id}" if self.id >= 0 else f"engine {self.uuid[:8]}"
@@ -100,6 +111,12 @@ class Nanny:
         Of this process.
     restart : bool
         Whether engines that died are replaced.
+    stuck : str
+        What is done about one that does not react to an interrupt: ``leave`` it, or ``restart`` it.
+    stuck_after : float
+        Seconds it has to react.
+    memory : OutOfMemory, optional
+        Knows of processes that the kernel killed.
     """
 
     def __init__(
@@ -112,6 +129,9 @@ class Nanny:
         host: str,
         pid: int,
         restart: bool = True,
+        stuck: str = escalation.LEAVE,
+        stuck_after: float = escalation.STUCK_AFTER,
+        memory: OutOfMemory | None = None,
     ) -> None:
         self.uuid = uuid.uuid4().hex
         self.engines: dict[str, Engine] = {}
@@ -124,16 +144,21 @@ class Nanny:
         self._host = host
         self._pid = pid
         self._restart = restart
+        self._stuck = stuck
+        self._stuck_after = stuck_after
+        self._memory = memory or OutOfMemory(counters())
+        self._looking = False
         self._exited: deque[Exited] = deque(maxlen=REMEMBERED)
         self._agent: IChild | None = None
         self._some_registered = False
         self._quitting: int | None = None  # the exit status, once it is decided
-        self._orders: dict[str, Callable[[str, int], None]] = {
-            "start": lambda _uuid, number: self.start(number),
-            "stop": lambda uuid, _number: self._end(uuid, STOPPED),
-            "restart": lambda uuid, _number: self._end(uuid, RESTARTED),
-            "signal": self._signal,
-            "quit": lambda _uuid, _number: self.quit(),
+        self._orders: dict[str, Callable[[str, int, Sequence[str], str], None]] = {
+            "start": lambda _name, number, *_: self.start(number),
+            "stop": lambda name, *_: self._end(name, STOPPED),
+            "restart": lambda name, *_: self._end(name, RESTARTED),
+            "signal": lambda name, number, *_: self._signal(name, number),
+            "interrupt": self._interrupted,
+            "quit": lambda *_: self.quit(),
         }
 
     # -- starting ------------------------------------------------------------
@@ -146,6 +171,7 @@ class Nanny:
             "pid": self._pid,
             "engines": self._pids(),
             "exited": list(self._exited),
+            "stuck": self._stuck_engines(),
             "folder": os.fspath(self._folder),
         }
 
@@ -170,7 +196,9 @@ class Nanny:
 
     def _fork(self, id: int, deaths: deque[float], replaces: dict[str, str]) -> None:
         name = uuid.uuid4().hex
-        engine = Engine(name, id, log_path(self._folder, name), deaths, replaces)
+        board = Board(self._zygote.seconds)
+        watch = Escalation(board, self._stuck, self._stuck_after)
+        engine = Engine(name, id, log_path(self._folder, name), deaths, replaces, board, watch)
         identity = {"uuid": name, "host": self._host, "nanny": self.uuid, "wanted": id, "replaces": replaces}
         try:
             engine.child = self._zygote.fork(
@@ -185,6 +213,7 @@ class Nanny:
             return
         self.engines[name] = engine
         self._tell_agent({"engines": self._pids()})
+        self._look_later()
 
     # -- what children say ----------------------------------------------------
 
@@ -199,12 +228,12 @@ class Nanny:
 
     def _agent_said(self, message: Message) -> None:
         if "order" in message:
-            what, name, number = message["order"]
+            what, *details = message["order"]
             order = self._orders.get(what)
             if order is None:
                 log.warning("the controller ordered %r, which is not known here", what)
             else:
-                order(name, number)
+                order(*details)
         if "lost" in message:
             log.error("%s All engines here are stopped.", message["lost"])
             self.quit(NO_CONTROLLER)
@@ -215,6 +244,50 @@ class Nanny:
 
     def _pids(self) -> dict[str, int]:
         return {engine.uuid: engine.child.pid for engine in self.engines.values()}
+
+    # -- interrupts that engines do not take ------------------------------------
+
+    def _interrupted(self, name: str, record: int, ids: Sequence[str], choice: str) -> None:
+        engine = self.engines.get(name)
+        if engine is not None:  # else it has ended, which ends what was to be interrupted
+            engine.escalation.ordered(self._zygote.seconds(), record, ids, choice)
+
+    def _look_later(self) -> None:
+        if self.engines and not self._looking:
+            self._looking = True
+            self._zygote.callLater(LOOK_INTERVAL, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        now = self._zygote.seconds()
+        self._memory.look(now)
+        for engine in list(self.engines.values()):
+            if not engine.request:
+                self._help(engine, engine.escalation.look(now))
+        self._look_later()
+
+    def _help(self, engine: Engine, need: str) -> None:
+        if need == escalation.SIGNAL:
+            engine.child.kill(signal.SIGINT)
+        elif need == escalation.NUDGED:
+            engine.child.kill(NUDGE)
+        elif need == escalation.STUCK:
+            engine.child.kill(signal.SIGQUIT)  # it writes to its log where it stands, before we go on
+            log.warning("%s: %s; see %s", engine, engine.escalation.reason(), engine.log)
+            self._tell_stuck(engine, time.time())
+        elif need == escalation.OVER:
+            log.info("%s goes on", engine)
+            self._tell_stuck(engine, 0.0)
+        elif need == escalation.RESTARTED:
+            engine.request = f"restarted: {engine.escalation.reason()}"
+            engine.child.kill_group()
+
+    def _tell_stuck(self, engine: Engine, since: float) -> None:
+        engine.stuck = since
+        self._tell_agent({"stuck": self._stuck_engines()})
+
+    def _stuck_engines(self) -> dict[str, float]:
+        return {engine.uuid: engine.stuck for engine in self.engines.values() if engine.stuck}
 
     # -- ending ----------------------------------------------------------------
 
@@ -261,6 +334,8 @@ class Nanny:
     def _engine_ended(self, engine: Engine, status: int) -> None:
         del self.engines[engine.uuid]
         cause = engine.request or engine.reason or exit_words(status)
+        if cause == exit_words(-signal.SIGKILL) and self._memory.killed(self._zygote.seconds()):
+            cause += ", likely because there was not enough memory"
         output = last_words(engine.log)
         remove_empty_logs(engine.log)
         replaced = self._is_replaced(engine)
@@ -294,7 +369,7 @@ class Nanny:
 
     def _is_replaced(self, engine: Engine) -> bool:
         if self._quitting is not None or engine.request:
-            return self._quitting is None and engine.request == RESTARTED
+            return self._quitting is None and engine.request not in ("", STOPPED)
         engine.deaths.append(self._zygote.seconds())
         return self._restart and not self._often(engine)
 
@@ -324,14 +399,20 @@ def remove_empty_logs(log: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """The last lines of an engine's log; where the interpreter crashed, what it says of the user's code."""
+    """The last lines of an engine's log; where the interpreter shows its stack, what that says of user code."""
     lines = tail(log, lines=LONG_OUTPUT).splitlines()
-    crashes = [i for i, text in enumerate(lines) if text.startswith("Fatal Python error: ")]
-    if not crashes:
+    stacks = [i for i, text in enumerate(lines) if text.startswith("Fatal Python error: ")]
+    start = len(lines) - 1
+    while start > 0 and lines[start].startswith("  "):
+        start -= 1
+    if lines and lines[start] == _STACK:  # written on request, see `_help`
+        stacks.append(start)
+    if not stacks:
         return "\n".join(lines[-OUTPUT_LINES:])
     # The most recent call comes first; below the user's code there is ours.
-    crash = takewhile(lambda text: _OURS not in text, lines[crashes[-1] :])
-    return "\n".join(islice(crash, OUTPUT_LINES))
+    stack = takewhile(lambda text: _OURS not in text, lines[stacks[-1] :])
+    return "\n".join(islice(stack, OUTPUT_LINES))
 
 
 _OURS = os.path.dirname(__file__) + os.sep
+_STACK = "Stack (most recent call first):"

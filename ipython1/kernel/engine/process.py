@@ -116,6 +116,8 @@ class EngineProcess:
     def run(self) -> int:
         """All that the process does; returns its exit status."""
         faulthandler.enable(file=2, all_threads=False)
+        # What runs, also where no Python code can be called: the nanny asks for that.
+        faulthandler.register(signal.SIGQUIT, file=2, all_threads=False)
         log_errors(2)
         sys.argv[:] = ["ipengine"]  # user code that reads its arguments finds none
         # Not from the handler itself: what it interrupts may hold the lock of the loop.

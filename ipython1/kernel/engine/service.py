@@ -107,7 +107,7 @@ class EngineService:
             Forget: self._commands.forget,
             Batch: self._tasks.batch,
             Work: self._tasks.work,
-            Withdraw: self._tasks.withdraw,
+            Withdraw: self._withdraw,
             Seek: self._tasks.seek,
             Taken: self._tasks.taken,
             Interrupt: self._interrupt,
@@ -159,6 +159,7 @@ class EngineService:
         self._outbox.engine = self._identity["wanted"] = detail["id"]
         self._identity["replaces"] = {}
         if not resumed:
+            self._loop.board.new_session()
             self._blobs.session_lost()
             self._commands.session_lost()
         self._blobs.ask_for_all()
@@ -174,7 +175,14 @@ class EngineService:
             for job in self._loop.cancel(lambda job: job.id == interrupt.id):
                 self._end_unstarted(job, "KeyboardInterrupt", "before it ran")
             self._tasks.send()
-        self._loop.interrupt(interrupt.id)
+        record, board = self._connection.received, self._loop.board
+        if not board.served(record):  # else the nanny did it, while this thread stood still
+            self._loop.interrupt(interrupt.id)
+        board.hear(record)
+
+    def _withdraw(self, withdraw: Withdraw) -> None:
+        self._tasks.withdraw(withdraw)
+        self._loop.board.hear(self._connection.received)
 
     def _end_unstarted(self, job: AnyJob, ename: str, evalue: str) -> None:
         if isinstance(job, Task):

@@ -6,6 +6,7 @@ Decoding checks every field, because the bytes may come from anyone.
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +25,11 @@ from ipython1.kernel.wire.records import (
     Record,
     Targets,
 )
+
+#: Maps and arrays in one value, at most: each takes up to eighty times its bytes.
+CONTAINERS_LIMIT = 2**17
+#: So few bytes hold no more than do no harm, and are not counted.
+SMALL = 64 * 1024
 
 R = TypeVar("R", bound=Record)
 
@@ -46,7 +52,13 @@ def _plain(kind: type) -> Callable[[Any], Any]:
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
         raise WireError(reason=f"expected a number, got {type(value).__name__}")
-    return float(value)
+    return _finite(float(value))
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):  # it would spoil every sum that it gets into
+        raise WireError(reason=f"{value} is no time")
+    return value
 
 
 def _ids(value: Any) -> Ids:
@@ -58,7 +70,7 @@ def _ids(value: Any) -> Ids:
 def _targets(value: Any) -> Targets:
     if type(value) is not tuple or len(value) > ENGINES_LIMIT or not _INT.issuperset(map(type, value)):
         raise WireError(reason=f"expected an array of at most {ENGINES_LIMIT} engine ids")
-    return value
+    return tuple(dict.fromkeys(value)) if len(value) > 1 else value  # each counts once
 
 
 def _parts(value: Any) -> Parts:
@@ -96,6 +108,7 @@ def _ends(value: Any) -> Ends:
             raise WireError(
                 reason="an outcome must be [index, attempt, status, started, completed, events, parts]"
             )
+        _finite(item[3] + item[4])
         if not all(type(part) is bytes for part in item[6]):
             return tuple((*rest, _parts(parts)) for *rest, parts in value)
     return value
@@ -114,7 +127,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "Ends": _ends,
 }
 
-#: What msgpack makes of the fields.
+#: What msgpack makes of the fields. Arrays and times need more than a look at the type.
 _TYPES = {"int": int, "str": str, "bool": bool, "bytes": bytes, "float": float}
 
 
@@ -124,7 +137,7 @@ class _Shape(NamedTuple):
     items: Callable[[Any], tuple[Any, ...]]  # of a record: the tag and its fields
     checks: tuple[Callable[[Any], Any], ...]
     types: tuple[type, ...]  # of all items, the tag first
-    arrays: tuple[int, ...]  # which of them need more than a look at the type
+    closer: tuple[int, ...]  # which fields need more than a look at the type
 
 
 def _shape(cls: type[Record]) -> _Shape:
@@ -136,7 +149,7 @@ def _shape(cls: type[Record]) -> _Shape:
         operator.attrgetter("tag", *[field.name for field in fields]),
         tuple(_CHECKS[str(field.type)] for field in fields),
         (int, *types),
-        tuple(i for i, kind in enumerate(types) if kind is tuple),
+        tuple(i for i, kind in enumerate(types) if kind in (tuple, float)),
     )
 
 
@@ -164,12 +177,12 @@ def decode(raw: bytes) -> Record:
     shape = _BY_TAG.get(items[0])
     if shape is None:
         raise WireError(reason=f"unknown record tag {items[0]}")
-    cls, names, _, checks, types, arrays = shape
+    cls, names, _, checks, types, closer = shape
     if len(items) != len(types):
         raise WireError(reason=f"{cls.__name__} has {len(names)} fields, got {len(items) - 1}")
     fields = list(items[1:])
     if tuple(map(type, items)) == types:  # the usual case, quickly
-        for i in arrays:
+        for i in closer:
             fields[i] = checks[i](fields[i])
     else:
         fields = [check(item) for check, item in zip(checks, fields, strict=True)]
@@ -200,10 +213,39 @@ def unpack(raw: bytes) -> Any:
     """
     if len(raw) > RECORD_LIMIT:
         raise WireError(reason=f"{len(raw)} bytes in one record")
+    return unpack_bounded(raw)
+
+
+def unpack_bounded(raw: bytes, containers: int = CONTAINERS_LIMIT) -> Any:
+    """The msgpack value in `raw`, of any length, which takes little more memory and time than its bytes.
+
+    Keys of maps are str or bytes: of others, many with the same hash could be chosen.
+
+    Raises
+    ------
+    WireError
+        `raw` is not one msgpack value, or has more than so many maps and arrays.
+    """
     try:
-        return msgpack.unpackb(raw, use_list=False, strict_map_key=False)
+        if len(raw) <= SMALL:
+            return msgpack.unpackb(raw, use_list=False)
+        few = _Few(containers)
+        return msgpack.unpackb(raw, use_list=False, object_hook=few, list_hook=few)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise WireError(reason=f"not msgpack ({type(error).__name__})") from None
+
+
+class _Few:
+    """Counts the maps and arrays of a value while it is unpacked."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def __call__(self, container: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many maps and arrays")
+        return container
 
 
 def unpack_map(raw: bytes) -> dict[str, Any]:

@@ -128,11 +128,16 @@ class Cancel(Record):
 
 @dataclass(frozen=True, slots=True)
 class Interrupt(Record):
-    """KeyboardInterrupt in the running command, only if it is `id` where that is not empty."""
+    """KeyboardInterrupt in the running command, only if it is `id` where that is not empty.
+
+    `stuck`: what its nanny does about an engine that does not react: ``leave``
+    it, ``restart`` it, or (empty) as the nanny was told.
+    """
 
     tag: ClassVar[int] = 12
     targets: Targets
     id: str
+    stuck: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +361,11 @@ class Exited(Record):
 
 @dataclass(frozen=True, slots=True)
 class Usage(Record):
-    """CPU (percent) and resident memory (bytes) of the engines. `table`: msgpack map uuid -> [cpu, rss]."""
+    """What the engines use, and whether they react to interrupts.
+
+    `table`: msgpack map uuid -> [CPU in percent, resident memory in bytes,
+    since when it does not react in seconds since the epoch, or 0].
+    """
 
     tag: ClassVar[int] = 51
     table: bytes
@@ -364,9 +373,16 @@ class Usage(Record):
 
 @dataclass(frozen=True, slots=True)
 class Order(Record):
-    """To a nanny: start (`number` engines), stop, restart, signal (`number`) engine `uuid`, quit."""
+    """To a nanny: start (`number` engines), stop, restart, signal (`number`) engine `uuid`, quit.
+
+    Also ``interrupt``: record `number` of its session tells engine `uuid` to
+    interrupt one of `ids`, or (empty) whatever runs; with `stuck` as in
+    `Interrupt`. The nanny sees to it that it does.
+    """
 
     tag: ClassVar[int] = 52
     what: str
     uuid: str
     number: int
+    ids: Ids = ()
+    stuck: str = ""

@@ -17,7 +17,7 @@ from zope.interface import implementer
 from ipython1.kernel.error import LaunchError, WireError
 from ipython1.kernel.files import ClusterFiles, write_private
 from ipython1.kernel.interfaces import IDoor, ILinkSink
-from ipython1.kernel.wire.bounds import Complaints
+from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.lanes import KINDS
 from ipython1.kernel.wire.links import FoolscapLink, RIDoor, after
 from ipython1.kernel.wire.sniffing import Sniffing
@@ -62,6 +62,7 @@ class _Door(Referenceable):  # type: ignore[misc]
         link.sink = sink
         if sink is None:
             return answer, None
+        peer.tracker.broker.belongs_here()
         self._offer_lane(link, sink)
         return answer, link
 
@@ -184,14 +185,15 @@ def _serve(
             f"{files.certificate} is damaged. Delete it; the FURL files are then made anew"
         ) from None
     complaints = Complaints(log, reactor)
-    lanes = LaneServer(reactor, complaints)
+    guests = tub.guests = Guests()
+    lanes = LaneServer(reactor, complaints, guests)
     sniffing = None
 
     def tell_apart(foolscap: Any) -> Any:
         nonlocal sniffing
         if "tls" not in kinds:
             return foolscap
-        sniffing = Sniffing(reactor, lanes.tls_factory(certificate), foolscap, complaints)
+        sniffing = Sniffing(reactor, lanes.tls_factory(certificate), foolscap, complaints, guests)
         return sniffing
 
     try:

@@ -30,6 +30,8 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
+from ipython1.kernel.wire.bounds import Complaints
+from ipython1.kernel.wire.codec import unpack_bounded
 
 #: Bytes sent and not yet acknowledged, at most (one record may exceed it).
 WINDOW = 8 * 1024 * 1024
@@ -77,6 +79,8 @@ class Session:
         self.received = 0
         #: Bytes of records not yet acknowledged.
         self.outbox_bytes = 0
+        #: What is said of the peer, within bounds.
+        self.complaints = Complaints(log, clock)
         self._clock = clock
         self._receive = receive
         self._grace = grace
@@ -100,6 +104,11 @@ class Session:
     def linked(self) -> bool:
         """Whether there is a link now."""
         return self._link is not None
+
+    @property
+    def last(self) -> int:
+        """Number of the last record given to `send`."""
+        return self._last
 
     # -- sending -------------------------------------------------------------
 
@@ -165,7 +174,7 @@ class Session:
             except WireError:
                 raise
             except Exception:  # noqa: BLE001 -- one bad record must not stop the others
-                log.failure("a record was not handled")
+                self.complaints.failure("a record was not handled")
             if self._ended:
                 return
         self._plan_ack()
@@ -262,10 +271,7 @@ class Session:
 
 
 def _decode_batch(batch: bytes) -> tuple[int, int, tuple[bytes, ...]]:
-    try:
-        items = msgpack.unpackb(batch, use_list=False, strict_map_key=False)
-    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise WireError(reason=f"not a batch ({type(error).__name__})") from None
+    items = unpack_bounded(batch, containers=2)
     if type(items) is not tuple or len(items) != 3:
         raise WireError(reason="not a batch")
     first, ack, records = items

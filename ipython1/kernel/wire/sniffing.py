@@ -12,14 +12,12 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ipython1.kernel.wire.bounds import Complaints, Crowd
+from ipython1.kernel.wire.bounds import Complaints, Crowd, Guests
 
 #: First bytes of a TLS lane; what follows is TLS.
 MAGIC = b"ipython1 lane\r\n"
 #: Seconds that a connection may take to say what it wants.
 SNIFF_TIME = 10.0
-#: Connections that have not said it, at most; past that the one that has waited longest goes.
-WAITING_LIMIT = 512
 
 log = Logger()
 
@@ -34,24 +32,23 @@ class Sniffing(Factory):  # type: ignore[misc]
         For connections that begin with `MAGIC`, which is left out, and for all others.
     complaints : Complaints
         Hears of those who do not say what they want.
+    guests : Guests
+        Counts them, until they have said it.
     """
 
     noisy = False
 
-    def __init__(self, clock: Any, lanes: Any, others: Any, complaints: Complaints) -> None:
+    def __init__(self, clock: Any, lanes: Any, others: Any, complaints: Complaints, guests: Guests) -> None:
         self.clock = clock
         self.lanes = lanes
         self.others = others
         self.complaints = complaints
-        #: Connections that have not said what they want, longest first.
-        self.waiting: dict[Sniffer, None] = {}
-        #: These, and those that were told to go and are not gone.
+        self.guests = guests
+        #: Those that have not said what they want, or were told to go and are not gone.
         self.here: Crowd[Sniffer] = Crowd()
 
     def buildProtocol(self, addr: Any) -> Sniffer:
         """See `IProtocolFactory`."""
-        if len(self.waiting) >= WAITING_LIMIT:
-            next(iter(self.waiting)).give_up("made room for others")
         return Sniffer(self, addr)
 
     def stop(self) -> Any:
@@ -74,7 +71,7 @@ class Sniffer(Protocol):  # type: ignore[misc]
 
     def connectionMade(self) -> None:
         """Wait, but not for ever."""
-        self._door.waiting[self] = None
+        self._door.guests.admit(self, self.give_up)
         self._door.here.add(self)
         self._timer = self._door.clock.callLater(SNIFF_TIME, self.give_up, f"silent for {SNIFF_TIME:g} s")
 
@@ -107,6 +104,6 @@ class Sniffer(Protocol):  # type: ignore[misc]
             protocol.dataReceived(rest)
 
     def _end(self) -> None:
-        self._door.waiting.pop(self, None)
+        self._door.guests.discard(self)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILinkSink
-from ipython1.kernel.wire.bounds import Complaints, Crowd
+from ipython1.kernel.wire.bounds import Complaints, Crowd, Guests
 from ipython1.kernel.wire.lanes import COUNT, TICKET_SIZE, LaneLink, UnixLane
 from ipython1.kernel.wire.tlslane import TLSLane, tls_server
 
@@ -42,15 +42,18 @@ class LaneServer:
     reactor : IReactorUNIX and IReactorTime
     complaints : Complaints
         Hears of those who hold none.
+    guests : Guests
+        Counts visitors until their session has moved.
     """
 
-    def __init__(self, reactor: Any, complaints: Complaints) -> None:
+    def __init__(self, reactor: Any, complaints: Complaints, guests: Guests) -> None:
         #: The Unix socket, where there is one.
         self.path: Path | None = None
         #: Whether there are TLS lanes.
         self.tls = False
         self._reactor = reactor
         self._complaints = complaints
+        self._guests = guests
         self._tickets: dict[bytes, _Ticket] = {}
         self._visits: Crowd[_Visit] = Crowd()
         self._port: Any = None
@@ -112,7 +115,7 @@ class LaneServer:
         return DeferredList([*closed, self._visits.empty()]).addCallback(lambda _: None)
 
     def _visit(self, kind: type[LaneLink]) -> LaneLink:
-        return _Visit(self, self._reactor, kind, self._visits, self._complaints).lane
+        return _Visit(self, self._reactor, kind, self._visits, self._complaints, self._guests).lane
 
 
 class _Visit:
@@ -125,8 +128,10 @@ class _Visit:
         kind: type[LaneLink],
         visits: Crowd[_Visit],
         complaints: Complaints,
+        guests: Guests,
     ) -> None:
         self._server = server
+        self._guests = guests
         self._visits = visits
         self._complaints = complaints
         self._token = b""
@@ -135,6 +140,7 @@ class _Visit:
         self.lane = kind(clock, self)
         self._timer = clock.callLater(HANDSHAKE_TIME, self._too_late)
         visits.add(self)
+        guests.admit(self, self.lane.abort)
 
     def close(self) -> None:
         """End the lane, politely where it is in use."""
@@ -157,6 +163,7 @@ class _Visit:
             raise WireError(reason="not a number")
         self._server.used(self._token)
         self._timer.cancel()
+        self._guests.discard(self)
         self._moved = True
         lane.begin(self._sink)
         lane.send(b"")  # before any batch
@@ -170,6 +177,7 @@ class _Visit:
             self._server.withdraw(self._token)
             peer = lane.transport.getPeer()
             self._complaints.say("{peer} did not get onto a lane: {why}", peer=peer, why=why)
+        self._guests.discard(self)
         self._visits.discard(self)
 
     def _too_late(self) -> None:

@@ -37,7 +37,7 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import BadFURL
 from ipython1.kernel.files import ClusterFiles, write_private
-from ipython1.kernel.wire.bounds import Complaints
+from ipython1.kernel.wire.bounds import Complaints, Guests
 
 #: Seconds of silence after which the peer is asked for a sign of life.
 KEEPALIVE = 20
@@ -48,6 +48,8 @@ DISCONNECT = 90
 LINGER = 1.0
 #: Seconds in which a peer has to get from the first byte to the end of negotiation.
 NEGOTIATION_TIME = 30
+#: Seconds from there until it must have knocked at a door; where it knows none, it is a stranger.
+KNOCK_TIME = 30
 #: Bits of the secret in a FURL.
 SECRET_BITS = 160
 #: Connections that may wait to be accepted.
@@ -266,7 +268,12 @@ class _Negotiation(Negotiation):
 
     def connectionMade(self) -> None:
         self._our_tub.negotiating.add(self.transport)
+        if self._our_tub.guests is not None:
+            self._our_tub.guests.admit(self, self._leave)
         super().connectionMade()
+
+    def _leave(self, why: str) -> None:
+        self.transport.abortConnection()
 
     def dataReceived(self, chunk: bytes) -> None:
         # After a failure Foolscap goes on reading, and forgets the first reason for the next.
@@ -281,6 +288,8 @@ class _Negotiation(Negotiation):
 
     def switchToBanana(self, params: Any) -> None:
         self._our_tub.negotiating.discard(self.transport)
+        if self._our_tub.guests is not None:
+            self._our_tub.guests.discard(self)
         super().switchToBanana(params)
 
     def negotiationTimedOut(self) -> None:
@@ -296,6 +305,8 @@ class _Negotiation(Negotiation):
 
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
+        if self._our_tub.guests is not None:
+            self._our_tub.guests.discard(self)
         self._our_tub.negotiating.discard(self.transport)
         self._our_tub.check_empty()
 
@@ -309,10 +320,27 @@ class _Broker(Broker):
 
     logReceiveErrors = False  # noqa: N815
     _abort: Any = None
+    _knock_timer: Any = None
 
     def connectionMade(self) -> None:
         self.tub.connected.add(self.transport)
+        if self.tub.guests is not None:
+            self.tub.guests.admit(self, self._leave)
+            self._knock_timer = reactor.callLater(KNOCK_TIME, self._leave, "it did not knock")
         super().connectionMade()
+
+    def belongs_here(self) -> None:
+        """The peer has shown that it holds a FURL."""
+        if self.tub is not None and self.tub.guests is not None:
+            self.tub.guests.discard(self)
+        if self._knock_timer is not None and self._knock_timer.active():
+            self._knock_timer.cancel()
+
+    def _leave(self, why: str) -> None:
+        peer = self.transport.getPeer()
+        self.tub.strangers.say("{peer} had to leave: {why}", peer=peer, why=why)
+        self.belongs_here()
+        self.transport.abortConnection()
 
     def shutdown(self, why: Failure, fireDisconnectWatchers: bool = True) -> None:  # noqa: N803
         super().shutdown(why, fireDisconnectWatchers)
@@ -323,17 +351,20 @@ class _Broker(Broker):
     def connectionLost(self, why: Failure) -> None:
         if self._abort is not None and self._abort.active():
             self._abort.cancel()
+        self.belongs_here()
         super().connectionLost(why)
         self.tub.connected.discard(self.transport)
         self.tub.forget(self.remote_tubref)
         self.tub.check_empty()
 
     def reportReceiveError(self, f: Failure) -> None:
-        log.warn("malformed bytes from {peer}: {error}", peer=self.transport.getPeer(), error=f.value)
+        peer = self.transport.getPeer()
+        self.tub.strangers.say("malformed bytes from {peer}: {error}", peer=peer, error=f.value)
         self.shutdown(f)
 
     def handleError(self, msg: bytes) -> None:
-        log.warn("{peer} ended the connection: {msg!r}", peer=self.transport.getPeer(), msg=msg)
+        peer = self.transport.getPeer()
+        self.tub.strangers.say("{peer} ended the connection: {msg}", peer=peer, msg=msg)
         self.shutdown(Failure(ConnectionLost("the peer reported an error")))
 
 
@@ -347,6 +378,8 @@ class _Tub(Tub):
     def __init__(self, certData: bytes) -> None:  # noqa: N803
         super().__init__(certData=certData)
         self.strangers = Complaints(log, reactor)
+        #: Where given, who comes in has to knock, and not all may wait at the same time.
+        self.guests: Guests | None = None
         self.negotiating: set[Any] = set()  # transports
         self.connected: set[Any] = set()
         self._empty: Deferred[None] | None = None
