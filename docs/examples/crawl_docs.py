@@ -4,12 +4,11 @@
 
 Python's ``pydoc`` writes pages about packages of the standard library into a
 temporary folder, and a web server in this process serves them, on this
-computer only, each after some milliseconds. A task fetches and parses one
-page, and each new link makes a new task. Every sixth page is "503 Service
-Unavailable" at first: its task raises, and is tried again. One task kills its
-own engine: it runs again on another one. Many links of these pages lead
-nowhere, which is a result and no failure. What is found equals what a serial
-crawl finds.
+computer only, each after 20 ms. A task fetches and parses one page, and each
+new link makes a new task. Every sixth page is "503 Service Unavailable" at
+first: its task raises, and is tried again. One task kills its own engine: it
+runs again on another one. Many links of these pages lead nowhere, which is a
+result and no failure. What is found equals what a serial crawl finds.
 """
 
 from __future__ import annotations

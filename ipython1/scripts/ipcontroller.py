@@ -270,7 +270,10 @@ def start_log(files: ClusterFiles) -> None:
     from twisted.python.logfile import LogFile
 
     file: Any = LogFile("ipcontroller.log", os.fspath(files.log), LOG_SIZE, 0o600, LOGS_KEPT)
-    observer = FilteringLogObserver(textFileLogObserver(file), [LogLevelFilterPredicate(LogLevel.info)])
+    levels = LogLevelFilterPredicate(LogLevel.info)
+    # It has three lines for each connection that it turns away where no file is left to open.
+    levels.setLogLevelForNamespace("twisted.internet.tcp.Port", LogLevel.warn)
+    observer = FilteringLogObserver(textFileLogObserver(file), [levels])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipython1.kernel.client import CompositeError, MultiEngineClient
+from ipython1.kernel.client import CompositeError, MapTask, MultiEngineClient
 from ipython1.kernel.client.pending import PendingResult
+from ipython1.kernel.error import LaunchError, TaskTimeout
 
+from . import conftest
 from .conftest import DEATH_LIMIT, Rig, lives, until
 
 SLEEP = "print('on')\nimport time; time.sleep(100)"
@@ -189,3 +192,211 @@ def test_the_death_of_the_agent_touches_no_engine(start: Callable[..., Rig]) -> 
     rig.kill(victim)
     died(lost)
     back(mec, 1, victim)
+
+
+#: Seconds that an engine of the tests below has to react.
+STUCK_AFTER = 2.0
+#: What makes engines of a host die before they are ready, from when on a file is there.
+BROKEN = """
+import faulthandler, os
+enable = faulthandler.enable
+def broken(**options):
+    if os.path.exists(os.environ["IP1_BROKEN"]):
+        raise RuntimeError("this host has no flux")
+    enable(**options)
+faulthandler.enable = broken
+"""
+
+
+@pytest.fixture
+def rig(start: Callable[..., Rig]) -> Rig:
+    return start(2, "--stuck-after", f"{STUCK_AFTER:g}")
+
+
+# -- every way to die ------------------------------------------------------------
+
+DEATHS = [
+    ("import os; os._exit(3)", "exit status 3", ""),
+    (
+        "import ctypes\ndef crash():\n    ctypes.string_at(0)\ncrash()",
+        "killed by signal 11 (SIGSEGV)",
+        "in crash",
+    ),
+    ("import os\ndef stop():\n    os.abort()\nstop()", "killed by signal 6 (SIGABRT)", "in stop"),
+    ("import os; os.kill(os.getpid(), 9)", "killed by signal 9 (SIGKILL).", ""),
+    ("import os; os.kill(os.getpid(), 24)", "killed by signal 24 (SIGXCPU).", ""),
+    ("import os; os.write(2, b'no more\\n'); os._exit(0)", "exit status 0", "no more"),
+]
+
+
+def test_the_cause_of_a_death_is_told_in_words(start: Callable[..., Rig]) -> None:
+    rig = start(len(DEATHS))
+    mec = rig.client()
+    for id, (code, cause, output) in enumerate(DEATHS):
+        before = pid_of(mec, id)
+        error = died(mec.execute(code, targets=[id], block=False))
+        assert f"Engine {id} died: {cause}" in str(error)
+        assert output in str(error)
+        assert "likely" not in str(error)
+        assert "mainloop.py" not in str(error)
+        back(mec, id, before)
+
+
+ERRORS = {
+    "SystemExit": "import sys; sys.exit(4)",
+    "MemoryError": (
+        "import resource; was = resource.getrlimit(resource.RLIMIT_AS)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**33, was[1]))\n"
+        "try: x = bytearray(2**34)\n"
+        "finally: resource.setrlimit(resource.RLIMIT_AS, was)"
+    ),
+    "RecursionError": "def f(): f()\nf()",
+}
+
+
+def test_what_does_not_kill_is_an_error(rig: Rig) -> None:
+    mec = rig.client()
+    before = pid_of(mec, 0)
+    for ename, code in ERRORS.items():
+        with pytest.raises(CompositeError) as caught:
+            mec.execute(code, targets=[0])
+        assert caught.value.elist[0].ename == ename
+    # A thread that exits ends itself alone.
+    code = "import sys, threading; t = threading.Thread(target=sys.exit, args=(3,)); t.start(); t.join(); 7"
+    assert mec.execute(code, targets=[0])[0]["result"]["text/plain"] == "7"
+    assert pid_of(mec, 0) == before
+
+
+def test_an_engine_that_cannot_start_is_told_at_once(
+    start: Callable[..., Rig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its output, and without waiting for the time to be up."""
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    monkeypatch.setenv("IP1_BROKEN", os.fspath(tmp_path / "broken"))
+    monkeypatch.setattr(conftest, "ROOT", f"{tmp_path}{os.pathsep}{conftest.ROOT}")
+    rig = start(2)
+    mec = rig.client()
+    (tmp_path / "broken").touch()
+    began = time.monotonic()
+    mec.scale(3)
+    with pytest.raises(LaunchError) as caught:
+        mec.wait_for_engines(3, timeout=60)
+    assert time.monotonic() - began < 10
+    assert "this host has no flux" in str(caught.value)
+    assert mec.get_ids() == [0, 1]
+
+
+# -- interrupts that engines cannot take by themselves ---------------------------------
+
+GIL = [
+    "import ctypes; print('on', flush=True); ctypes.PyDLL(None).sleep(100)",
+    "print('on', flush=True); x = 3 ** (3 * 10**8)",
+    "import re; print('on', flush=True); re.match(r'(a+)+$', 40 * 'a' + 'b')",
+]
+ENDLESS = "print('on', flush=True)\ndef work():\n    sum(range(10**12))\nwork()"
+
+
+def late_enough() -> None:
+    """What printed has lost the interpreter to C code by then: nothing else tells."""
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize("how", ["interrupt", "timeout", "abort"])
+def test_c_code_that_holds_the_interpreter_is_interrupted(rig: Rig, how: str) -> None:
+    mec = rig.client()
+    before = pid_of(mec, 0)
+    for code in GIL:
+        pending = mec.execute(code, targets=[0], block=False, timeout=0.5 if how == "timeout" else None)
+        behind = mec.execute("'well'", targets=[0], block=False)
+        late_enough()
+        if how == "interrupt":
+            mec.interrupt(targets=[0])
+        elif how == "abort":
+            pending.abort(interrupt=True)
+        with pytest.raises(CompositeError) as caught:
+            pending.get_result(timeout=10)
+        ename = "CommandTimeout" if how == "timeout" else "KeyboardInterrupt"
+        assert [failure.ename for failure in caught.value.elist] == [ename]
+        assert behind.get_result(timeout=10)[0]["result"]["text/plain"] == "'well'"
+    assert pid_of(mec, 0) == before
+
+
+def test_an_interrupt_that_comes_too_late_hits_nothing_else(rig: Rig) -> None:
+    mec = rig.client()
+    pending = mec.execute("import ctypes; ctypes.PyDLL(None).usleep(500_000)", targets=[0], block=False)
+    behind = mec.execute("import time; time.sleep(1); 'well'", targets=[0], block=False)
+    time.sleep(0.2)
+    mec.interrupt(targets=[0])  # the nanny would help a moment after the end of that call
+    pending.exception(10)  # it may be interrupted in its last moment
+    assert behind.get_result(timeout=10)[0]["result"]["text/plain"] == "'well'"
+
+
+def test_a_task_that_holds_the_interpreter_is_interrupted(rig: Rig) -> None:
+    mec = rig.client()
+    with mec.task_client() as tc:
+        late = tc.run(MapTask(hold, timeout=0.5), block=True)
+        with pytest.raises(TaskTimeout):
+            late.raise_exception()
+        pending = tc.submit(hold)
+        late_enough()
+        tc.abort(pending, interrupt=True)
+        error = pending.exception(10)
+        assert isinstance(error, CompositeError)
+        assert error.elist[0].ename == "KeyboardInterrupt"
+        assert tc.submit(lambda: 7).result(10) == 7
+
+
+def hold() -> None:
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(100)
+
+
+def test_code_that_catches_an_interrupt_gets_the_next_one(rig: Rig) -> None:
+    mec = rig.client()
+    code = (
+        "import time\n"
+        "try: print('on'); time.sleep(100)\n"
+        "except KeyboardInterrupt: print('caught'); time.sleep(100)"
+    )
+    pending = running(mec.execute(code, targets=[0], block=False))
+    mec.interrupt(targets=[0], stuck="restart")
+    until(lambda: pending.stdout == ["on\ncaught\n"], "the code goes on")
+    time.sleep(STUCK_AFTER + 1)  # it has reacted, so it is left alone
+    assert not pending.ready()
+    mec.interrupt(targets=[0])
+    with pytest.raises(CompositeError, match="KeyboardInterrupt"):
+        pending.get_result(timeout=10)
+
+
+def test_what_does_not_react_is_left_and_shown_until_that_is_enough(rig: Rig) -> None:
+    mec = rig.client()
+    before = pid_of(mec, 0)
+    pending = mec.execute(ENDLESS, targets=[0], block=False)
+    behind = mec.execute("1", targets=[0], block=False)
+    late_enough()
+    mec.interrupt(targets=[0])
+    until(lambda: mec.status()[0]["stuck"], "it is seen not to react")
+    assert "(does not react to interrupts)" in repr(mec.status()).splitlines()[1]
+    assert mec.execute("7", targets=[1])[0]["result"]["text/plain"] == "7"
+    assert not pending.ready()
+    mec.interrupt(targets=[0], stuck="restart")
+    error = died(pending)
+    assert f"restarted: command {pending.command_id} did not react to an interrupt" in str(error)
+    assert "in work" in str(error)  # where it stood
+    assert "before it ran" in str(died(behind))
+    back(mec, 0, before)
+    assert mec.status()[0]["stuck"] == 0
+    assert mec.execute("7", targets=[0], timeout=10)[0]["result"]["text/plain"] == "7"
+
+
+def test_restart_may_be_the_rule(start: Callable[..., Rig]) -> None:
+    rig = start(2, "--stuck", "restart", "--stuck-after", f"{STUCK_AFTER:g}")
+    mec = rig.client()
+    for _ in range(3):  # more than deaths are allowed, which these are not
+        before = pid_of(mec, 0)
+        pending = mec.execute(ENDLESS, targets=[0], block=False, timeout=0.5)
+        error = died(pending, timeout=20)
+        assert "did not react to an interrupt (timeout 0.5 s)" in str(error)
+        back(mec, 0, before)
+    assert mec.get_ids() == [0, 1]

@@ -417,8 +417,8 @@ def test_a_cut_in_the_tls_handshake(
 
 def test_a_dialler_that_is_closed_on_its_way(world: World) -> None:
     """The fixture looks whether anything is left."""
-    for kind in ("multiengine", "multiengine"):
-        other = world.connect(kind, {"client": "d", "engines": []})
+    for client in ("d", "e"):
+        other = world.connect("multiengine", {"client": client, "engines": []})
         world.wait(lambda other=other: len(other._dialer._moves))  # type: ignore[attr-defined]
         world.call(other.stop)
 

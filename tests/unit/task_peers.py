@@ -124,7 +124,9 @@ class TaskUser(Peer):
             self.work(id, range(count))
         return id
 
-    def work(self, batch: str, indexes: Iterable[int], again: bool = False, parts: Parts = (b"args",)) -> None:
+    def work(
+        self, batch: str, indexes: Iterable[int], again: bool = False, parts: Parts = (b"args",)
+    ) -> None:
         """Send tasks."""
         self.send(Work(batch, tuple((index, 0, parts) for index in indexes), again))
 
@@ -244,7 +246,15 @@ class TaskEngine(Peer):
         key, attempt = self.queue.popleft()
         self._call = None if self._call is None or not self._call.active() else self._call.cancel()
         now = self.world.clock.seconds()
-        end: End = (key[1], attempt, status, self.runs[-1][2], now, 0, parts if status == "ok" else failure(name))
+        end: End = (
+            key[1],
+            attempt,
+            status,
+            self.runs[-1][2],
+            now,
+            0,
+            parts if status == "ok" else failure(name),
+        )
         if status != "rejected":
             self.done[key] = end
         self._tell(key, end)
@@ -279,9 +289,9 @@ class TaskEngine(Peer):
                     self.done[key] = (key[1], attempt, "error", 0.0, now, 0, failure("TaskAborted"))
                     self._tell(key, self.done[key])
         key = self.running
-        if key and not self.commands and record.how == "interrupt" and key[0] == record.batch:
-            if not record.items or key[1] in record.items:
-                self.finish("error", "KeyboardInterrupt")
+        named = key and key[0] == record.batch and (not record.items or key[1] in record.items)
+        if named and not self.commands and record.how == "interrupt":
+            self.finish("error", "KeyboardInterrupt")
 
     def _tell_again(self, key: Key) -> None:
         attempt = next((attempt for held, attempt in self.queue if held == key), None)
@@ -333,7 +343,7 @@ class TaskWorld:
         began = self.clock.seconds()
         while not true():
             calls = [call.getTime() for call in self.clock.getDelayedCalls()]
-            assert calls and min(calls) < began + limit, "it does not come true"
+            assert min(calls, default=began + limit) < began + limit, "it does not come true"
             self.clock.advance(max(0.0, min(calls) - self.clock.seconds()))
         return self.clock.seconds() - began
 

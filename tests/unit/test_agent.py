@@ -76,6 +76,7 @@ class House:
             "pid": 9,
             "engines": {"a": os.getpid()},
             "exited": [],
+            "stuck": {},
             "folder": "/",
         }
         self.agent = Agent(
@@ -110,7 +111,11 @@ def test_the_hello_says_who_and_what(house: House) -> None:
 
 def test_orders_go_to_the_nanny(house: House) -> None:
     house.controller.say(Order("signal", "a", 10))
-    assert house.told == [{"order": ["signal", "a", 10]}]
+    house.controller.say(Order("interrupt", "a", 7, ("c-1",), "restart"))
+    assert house.told == [
+        {"order": ["signal", "a", 10, (), ""]},
+        {"order": ["interrupt", "a", 7, ("c-1",), "restart"]},
+    ]
 
 
 def test_other_records_are_refused(house: House) -> None:
@@ -146,14 +151,22 @@ def test_usage_is_reported_while_there_is_a_link(house: House) -> None:
     house.settle(2 * ROUND_INTERVAL)
     usages = [unpack_map(record.table) for record in house.controller.records if isinstance(record, Usage)]
     assert len(usages) == 2
-    [(name, (cpu, rss))] = usages[-1].items()
-    assert (name, cpu >= 0, rss > 1_000_000) == ("a", True, True)
+    [(name, (cpu, rss, stuck))] = usages[-1].items()
+    assert (name, cpu >= 0, rss > 1_000_000, stuck) == ("a", True, True, 0.0)
     house.controller.there = False
     house.controller.cut()
     house.settle(2 * ROUND_INTERVAL)
     house.controller.there = True
     house.settle(1.0)
     assert len(house.controller.records) == 2
+
+
+def test_engines_that_do_not_react_are_told_at_once(house: House) -> None:
+    house.agent.heard({"stuck": {"a": 5.0}})
+    house.agent.heard({"stuck": {}})
+    house.settle()
+    usages = [unpack_map(record.table) for record in house.controller.records if isinstance(record, Usage)]
+    assert [usage["a"][2] for usage in usages] == [5.0, 0.0]
 
 
 def test_the_loss_of_the_controller_is_told_once(house: House) -> None:

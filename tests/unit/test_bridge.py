@@ -231,7 +231,7 @@ def test_a_callback_that_raises_is_logged(bridge, caplog):
 
 def test_a_child_is_told_at_once(bridge, monkeypatch):
     parent = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    monkeypatch.setattr(bridge_module, "_pid", parent + 1)
     never = concurrent.futures.Future()
     uses = (
         bridge.check,

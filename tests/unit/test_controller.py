@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from ipython1.kernel.controller import facets
 from ipython1.kernel.controller.lifecycle import ENGINE_GRACE, LAST_WORDS, RESTART_GRACE
-from ipython1.kernel.controller.questions import START_TIME
+from ipython1.kernel.controller.questions import LABEL_SHOWN, START_TIME
 from ipython1.kernel.controller.queue import HAND
 from ipython1.kernel.controller.service import (
     CLIENT_GRACE,
@@ -290,6 +290,29 @@ def test_interrupt_ends_what_waits_and_reaches_what_runs(world: World) -> None:
         ("c1-69", "KeyboardInterrupt")
     ]
     assert Interrupt((0,), "c1-0") in engine.heard
+
+
+def test_the_nanny_hears_of_interrupts(world: World) -> None:
+    client = world.client()
+    world.engine("a", nanny="n1")
+    world.engine("b", nanny="n2")
+    first, second = world.nanny("n1", ("a",)), world.nanny("n2", ("b",))
+    client.connection.send(submit("c1-1", 0))
+    client.connection.send(Interrupt((0, 1, 5), "", "restart"))
+    client.connection.send(Interrupt((0,), "c1-1"))
+    world.turn()
+    assert first.hear(Order) == [
+        Order("interrupt", "a", 2, (), "restart"),  # the second record of that session, after the Submit
+        Order("interrupt", "a", 3, ("c1-1",), ""),
+    ]
+    assert second.hear(Order) == [Order("interrupt", "b", 1, (), "restart")]
+
+
+def test_an_interrupt_says_what_can_be_done(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    client.connection.send(Interrupt((0,), "", "explode"))
+    world.turn()
+    assert engine.hear(Interrupt) == []
 
 
 def test_blobs_are_forwarded_and_granted_at_the_pace_of_the_slowest(world: World) -> None:
@@ -649,11 +672,11 @@ def test_usage_is_taken_only_from_the_engines_own_nanny(world: World) -> None:
     client = world.client()
     world.engine("a", nanny="n1")
     mine, other = world.nanny("n1", ("a",)), world.nanny("n2")
-    mine.connection.send(Usage(pack({"a": [12.5, 1000]})))
-    other.connection.send(Usage(pack({"a": [99.0, 9]})))
+    mine.connection.send(Usage(pack({"a": [12.5, 1000, 7.0]})))
+    other.connection.send(Usage(pack({"a": [99.0, 9, 0.0]})))
     world.turn()
     (row,) = ask(client, world, "status")
-    assert (row["cpu"], row["rss"]) == (12.5, 1000)
+    assert (row["cpu"], row["rss"], row["stuck"]) == (12.5, 1000, 7.0)
 
 
 def test_stopping_leaves_no_timer(world: World) -> None:
@@ -955,9 +978,13 @@ def test_odd_numbers_in_questions_are_answered(world: World) -> None:
     for body in ({"n": float("inf")}, {"n": 10**9}, {"n": "many"}):
         assert ask(client, world, "scale", **body).ename == "WireError"
     assert ask(client, world, "queue_status", targets=[float("inf")]).ename == "WireError"
-    for i in range(3):
-        long = Submit(f"c1-{i}", (0,), "execute", "x" * 1_000_000, -1, 0.0, b"", ())
+    for i in range(12):
+        long = Submit(f"c1-{i}", (0,), "execute", "x" * 300_000, -1, 0.0, b"", ())
         client.connection.send(long)
+    ((_, status),) = ask(client, world, "queue_status", targets=[0] * 1000)
+    assert {len(label) for label in (status["pending"], *status["queue"])} == {LABEL_SHOWN}
+    for i in range(11_000):
+        client.connection.send(Submit(f"c1-x{i}", (0,), "execute", "x" * 300, -1, 0.0, b"", ()))
     assert "too long" in ask(client, world, "queue_status", targets=[0]).evalue
 
 

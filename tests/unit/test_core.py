@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -254,3 +255,12 @@ def test_an_engine_with_more_arrays_than_a_record_can_name_says_so(monkeypatch: 
         client.execute("import pickle; x = [pickle.PickleBuffer(bytearray(20_000)) for _ in range(20)]")
         with pytest.raises(CompositeError, match="more than 10"):
             client.pull("x")
+
+
+def test_an_outstanding_command_is_few_objects_for_the_garbage_collector(played: Played) -> None:
+    played.send(0)  # what only the first one needs
+    gc.collect()
+    before = len(gc.get_objects())
+    sent = [played.send(0, parts=[b"code"]) for _ in range(100)]
+    gc.collect()
+    assert len(gc.get_objects()) - before < 9 * len(sent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -120,14 +119,24 @@ def test_each_end_brings_it_nearer(ends: list[str], all_of: bool, order: Any) ->
     assert not world.dependencies.any_waiting
 
 
+@pytest.mark.parametrize(("all_of", "ok"), [(True, True), (False, False)])
+def test_many_dependencies_are_looked_at_when_it_counts(all_of: bool, ok: bool) -> None:
+    world = World(["runs"] * 1000)
+    batch = world.add("c1-2", after=keys(1000), follow=keys(1000), all=all_of)
+    assert world.judge(batch) == "blocked"
+    for index in range(1000):
+        world.end(index, "ok 0" if ok else "fails 0")
+        assert bool(world.dependencies.waiting_for(("c1-1", index))) == (index == 999)
+    assert (world.judge(batch) == "ready") == ok
+    assert not world.dependencies._left
+
+
 def test_after_and_follow_together() -> None:
     world = World(["runs", "runs"])
     batch = world.add("c1-2", after=(("c1-1", 0),), follow=(("c1-1", 1),))
     assert world.judge(batch) == "blocked"
     world.end(0, "ok 0")
-    assert world.dependencies.waiting_for(("c1-1", 0)) == [batch]
-    assert world.judge(batch) == "blocked"
-    assert world.dependencies.waiting_for(("c1-1", 0)) == []
+    assert world.dependencies.waiting_for(("c1-1", 0)) == []  # it is not enough
     world.end(1, "ok 1")
     assert world.dependencies.waiting_for(("c1-1", 1)) == [batch]
     assert (world.judge(batch), batch.allowed) == ("ready", {1})

@@ -246,14 +246,13 @@ def test_the_board_shows_what_runs() -> None:
     assert running == (1, "c-1#2", 42.0, 1.5, 0.0)
     assert running.late_at == 43.5
     board.show("é" * 1000)
-    assert board.read() == ("é" * 1000).encode()[: len(board.read().encode())].decode()
-    assert len(board.read()) > 100
+    assert board.read().startswith("é" * 100)  # what is too long is cut
     board.show("")
     assert (board.running(), board.read()) == (None, "")
 
 
 class Engine(RuleBasedStateMachine):
-    """An engine that does anything. Nothing is done to a job that nobody wanted interrupted or that reacted."""
+    """An engine that does anything. Jobs are left alone that nobody wanted interrupted, or that reacted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +261,7 @@ class Engine(RuleBasedStateMachine):
         self.asked_at = 0.0  # since when the running job should be interrupted; 0: it should not
         self.record = 0
         self.waiting: list[int] = []  # interrupts that the engine has not heard of
-        self.signals: list[int] = []  # jobs that SIGINTs under way are for
+        self.signals: list[int] = []  # the job that a SIGINT under way is for
         self.ended = False
 
     @rule(timeout=st.sampled_from([0.0, 1.0, 4.0]))
@@ -310,8 +309,7 @@ class Engine(RuleBasedStateMachine):
         since = min([at for at in (self.asked_at, self.late_at) if at], default=now + 1)
         if did == SIGNAL:
             assert since + SILENCE <= now + 1e-6
-            if not self.signals:
-                self.signals.append(self.job)
+            self.signals = [self.job]  # two are one for the kernel
             self.asked_at = self.asked_at or now
         elif did == NUDGED:
             assert since <= now

@@ -27,6 +27,7 @@ from ipython1.launch.report import Banner, Report, engines_line
 from ipython1.launch.state import AlreadyRunning, Lock, NotRunning, State
 from ipython1.launch.supervisor import DEATHS, PERIOD, Budget, Supervisor
 from ipython1.scripts import ipcluster, ipcontroller
+from ipython1.scripts.options import Failure
 
 
 @pytest.fixture
@@ -687,6 +688,25 @@ def test_a_launcher_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ipcluster.find_launcher("moon") == "the moon's launcher"
     with pytest.raises(click.UsageError, match="Installed are: local, moon"):
         ipcluster.find_launcher("mars")
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ((), {}),
+        (("--stuck", "restart"), {"stuck": "restart"}),
+        (("--stuck-after", "2"), {"stuck_after": 2.0}),
+    ],
+)
+def test_launchers_from_elsewhere_get_only_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], more: dict[str, object]
+) -> None:
+    def make(files: ClusterFiles, **named: object) -> None:
+        assert named == {"restart": True, **more}
+        raise Failure("enough seen", 77)
+
+    monkeypatch.setattr(ipcluster, "find_launcher", lambda name: make)
+    assert invoke("start", "--engines", "moon", *options)[0] == 77
 
 
 def test_our_processes_find_this_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -680,6 +680,8 @@ def test_interrupt_checks_its_targets(mec: MultiEngineClient) -> None:
     assert mec.interrupt() is None  # type: ignore[func-returns-value]
     with pytest.raises(InvalidEngineID):
         mec.interrupt(targets=9)
+    with pytest.raises(ValueError, match="'leave', 'restart' or None"):
+        mec.interrupt(stuck="explode")
 
 
 def test_status(mec: MultiEngineClient) -> None:
@@ -744,6 +746,21 @@ def test_an_engine_that_was_told_to_stop_ends_no_wait(mec: MultiEngineClient) ->
 
 
 # -- outstanding results ---------------------------------------------------------------------------
+
+
+def test_barrier_waits_for_the_last_first(mec: MultiEngineClient, monkeypatch: Any) -> None:
+    waited: list[Any] = []
+
+    def wait(future: Any, timeout: float | None) -> None:
+        if not future.done():
+            waited.append(future)
+        real(future, timeout)
+
+    real = mec._core.wait
+    monkeypatch.setattr(mec._core, "wait", wait)
+    sent = [mec.execute("1", targets=0, block=False) for _ in range(5)]
+    mec.barrier(sent)
+    assert waited == sent[-1:]
 
 
 def test_pending_and_barrier(mec: MultiEngineClient) -> None:

@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from ipython1.kernel.engine.board import Board
+from ipython1.kernel.engine.board import NUDGE, Board
 from ipython1.kernel.engine.nanny import (
     DEATHS,
     ENDED,
     GRACE,
+    LOOK_INTERVAL,
     NO_CONTROLLER,
     NO_ENGINE,
     PERIOD,
     Nanny,
     last_words,
 )
+from ipython1.kernel.engine.oom import OutOfMemory
 from ipython1.kernel.engine.zygote import Lines, Main, Message, line
 
 
@@ -83,7 +85,7 @@ def zygote() -> FakeZygote:
     return FakeZygote()
 
 
-def make(zygote: FakeZygote, folder: Path, restart: bool = True) -> Nanny:
+def make(zygote: FakeZygote, folder: Path, restart: bool = True, **options: Any) -> Nanny:
     nanny = Nanny(
         zygote,
         lambda identity, board: zygote.boards.append(board) or identity,  # type: ignore[arg-type, func-returns-value, return-value]
@@ -92,6 +94,7 @@ def make(zygote: FakeZygote, folder: Path, restart: bool = True) -> Nanny:
         host="here",
         pid=99,
         restart=restart,
+        **options,
     )
     nanny.start_agent()
     return nanny
@@ -108,7 +111,7 @@ def nanny(zygote: FakeZygote, tmp_path: Path) -> Nanny:
 
 
 def order(zygote: FakeZygote, what: str, engine: FakeChild | None = None, number: int = 0) -> None:
-    zygote.agents[-1].heard({"order": [what, engine.facts["uuid"] if engine else "", number]})
+    zygote.agents[-1].heard({"order": [what, engine.facts["uuid"] if engine else "", number, [], ""]})
 
 
 def test_engines_have_identities_of_their_own(nanny: Nanny, zygote: FakeZygote, tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_engines_have_identities_of_their_own(nanny: Nanny, zygote: FakeZygote, 
     name = first.facts["uuid"]
     assert first.facts == {"uuid": name, "host": "here", "nanny": nanny.uuid, "wanted": -1, "replaces": {}}
     assert first.log == tmp_path / f"engine-{name}.log"
-    facts = {"uuid": nanny.uuid, "host": "here", "pid": 99, "engines": {}, "exited": []}
+    facts = {"uuid": nanny.uuid, "host": "here", "pid": 99, "engines": {}, "exited": [], "stuck": {}}
     assert zygote.agents[0].facts == {**facts, "folder": str(tmp_path)}
     assert zygote.agents[0].told("engines")[-1] == {
         child.facts["uuid"]: child.pid for child in zygote.engines
@@ -276,9 +279,99 @@ def test_order_signal(nanny: Nanny, zygote: FakeZygote, caplog: pytest.LogCaptur
 def test_orders_that_cannot_be_followed_are_logged(
     nanny: Nanny, zygote: FakeZygote, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    zygote.agents[0].heard({"order": [what, "0123456789abcdef", 9]})
+    zygote.agents[0].heard({"order": [what, "0123456789abcdef", 9, [], ""]})
     assert ("dance" if what == "dance" else "01234567") in caplog.text
     assert [child.signals for child in zygote.engines] == [[], []]
+
+
+def interrupt(zygote: FakeZygote, engine: FakeChild, record: int = 1, choice: str = "") -> None:
+    zygote.agents[-1].heard({"order": ["interrupt", engine.facts["uuid"], record, [], choice]})
+
+
+def advance(zygote: FakeZygote, seconds: float) -> None:
+    for _ in range(int(seconds / LOOK_INTERVAL)):
+        zygote.advance(LOOK_INTERVAL)
+
+
+def test_an_engine_that_does_not_react_is_interrupted_and_left(
+    nanny: Nanny, zygote: FakeZygote, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, board = zygote.engines[0], nanny.engines[zygote.engines[0].facts["uuid"]].board
+    board.show("c-1")
+    interrupt(zygote, engine)
+    advance(zygote, 60)
+    assert engine.signals[0] == signal.SIGINT
+    assert set(engine.signals) == {signal.SIGINT, NUDGE, signal.SIGQUIT}
+    assert (engine.signals.count(signal.SIGINT), engine.signals.count(signal.SIGQUIT)) == (1, 1)
+    [stuck] = zygote.agents[0].told("stuck")
+    assert list(stuck) == [engine.facts["uuid"]]
+    assert "engine 0: command c-1 did not react to an interrupt; see " in caplog.text
+    assert nanny.facts()["stuck"] == stuck
+    board.show("")
+    advance(zygote, 1)
+    assert zygote.agents[0].told("stuck")[1:] == [{}]
+    assert zygote.engines[1].signals == []
+
+
+@pytest.mark.parametrize("chosen", ["at the start", "with the interrupt"])
+def test_an_engine_that_does_not_react_is_restarted(zygote: FakeZygote, tmp_path: Path, chosen: str) -> None:
+    options = {"stuck": "restart"} if chosen == "at the start" else {}
+    nanny = make(zygote, tmp_path, restart=False, stuck_after=2.0, **options)
+    nanny.start(1)
+    for _ in range(2 * DEATHS):  # as often as it takes
+        engine = zygote.engines[-1]
+        engine.heard({"registered": 3})
+        nanny.engines[engine.facts["uuid"]].board.show("b#1")
+        interrupt(zygote, engine, choice="" if options else "restart")
+        advance(zygote, 2)
+        assert -signal.SIGKILL not in engine.signals
+        advance(zygote, 1)
+        assert engine.signals[-2:] == [signal.SIGQUIT, -signal.SIGKILL]
+        advance(zygote, 5)
+        assert engine.signals[-2:] == [signal.SIGQUIT, -signal.SIGKILL]
+        engine.ended(-9)
+        assert zygote.engines[-1].facts["wanted"] == 3
+    assert zygote.agents[0].told("exited")[-1][1:] == (
+        "restarted: task b#1 did not react to an interrupt",
+        "",
+        True,
+        "b#1",
+    )
+
+
+def test_an_interrupt_for_an_engine_that_is_gone(nanny: Nanny, zygote: FakeZygote) -> None:
+    zygote.agents[0].heard({"order": ["interrupt", "0123456789abcdef", 1, [], ""]})
+    advance(zygote, 2)
+    assert [child.signals for child in zygote.engines] == [[], []]
+
+
+def test_nobody_looks_where_there_are_no_engines(nanny: Nanny, zygote: FakeZygote) -> None:
+    for engine in zygote.engines[:2]:
+        order(zygote, "stop", engine)
+        engine.ended(0)
+    advance(zygote, GRACE)
+    assert zygote.getDelayedCalls() == []
+    order(zygote, "start", number=1)
+    assert len(zygote.getDelayedCalls()) == 1
+
+
+def test_a_kill_for_want_of_memory_is_called_that(zygote: FakeZygote, tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 1\n")
+    nanny = make(zygote, tmp_path, memory=OutOfMemory([events]))
+    nanny.start(2)
+    for status, kills in [(-9, 1), (-11, 2), (-9, 2)]:
+        events.write_text(f"oom_kill {kills}\n")
+        zygote.engines[-1].ended(status)
+    advance(zygote, 60)
+    zygote.engines[0].ended(-9)
+    assert [cause for _, cause, *_ in zygote.agents[0].told("exited")] == [
+        "killed by signal 9 (SIGKILL)",
+        "killed by signal 11 (SIGSEGV)",
+        "killed by signal 9 (SIGKILL), likely because there was not enough memory; not restarted, "
+        "for it died 3 times in 60 s",
+        "killed by signal 9 (SIGKILL)",
+    ]
 
 
 def test_quit_stops_the_engines_then_the_agent(nanny: Nanny, zygote: FakeZygote) -> None:
@@ -415,6 +508,11 @@ def test_last_words(tmp_path: Path) -> None:
         "\n".join(["before", "Fatal Python error: Segmentation fault", "", "  File 'theirs'", *ours])
     )
     assert last_words(log).splitlines() == ["Fatal Python error: Segmentation fault", "", "  File 'theirs'"]
+    stack = ["Stack (most recent call first):", "  File 'theirs'"]
+    log.write_text("\n".join(["before", *stack, *ours]))
+    assert last_words(log).splitlines() == stack
+    log.write_text("\n".join([*stack, *ours, "what came later"]))
+    assert last_words(log).splitlines() == [*stack, *ours, "what came later"]
 
 
 def test_lines() -> None:

@@ -187,6 +187,33 @@ def test_a_timeout_leaves_the_work_going(core):
     assert pending.r == [1]
 
 
+@pytest.mark.parametrize("cancel", [False, True])
+def test_threads_that_wait_with_other_futures_wake_up(core, cancel):
+    pending = make(core, (1,))
+    other = concurrent.futures.Future()
+    seen = []
+
+    def wait_for_both():
+        seen.append(concurrent.futures.wait([other, pending], 10, concurrent.futures.FIRST_COMPLETED).done)
+
+    def take_them():
+        seen.append({next(concurrent.futures.as_completed([pending, other], 10))})
+
+    threads = [threading.Thread(target=f) for f in (wait_for_both, take_them)]
+    for thread in threads:
+        thread.start()
+    while len(pending._waiters) < 2 or len(other._waiters) < 2:
+        threads[0].join(0.001)
+    if cancel:
+        core.steps.append(lambda: error(pending, 1, "TaskAborted", started=0.0))
+        assert pending.cancel()
+    else:
+        ok(pending, 1)
+    for thread in threads:
+        thread.join(5)
+    assert seen == [{pending}, {pending}]
+
+
 def test_concurrent_futures_wait_and_as_completed(core):
     first, second = make(core, (0,)), make(core, (0,))
     ok(second, 0, 2)

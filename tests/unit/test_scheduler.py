@@ -112,7 +112,10 @@ def test_an_engine_that_is_not_admitted_gets_the_next_best() -> None:
 @given(
     batches=st.lists(
         st.tuples(
-            st.sampled_from("abc"), st.integers(-2, 2), st.integers(1, 4), st.sets(st.integers(0, 2), max_size=2)
+            st.sampled_from("abc"),
+            st.integers(-2, 2),
+            st.integers(1, 4),
+            st.sets(st.integers(0, 2), max_size=2),
         )
     ),
     engine=st.integers(0, 2),

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from ipython1.kernel.engine import kept as kept_module
 from ipython1.kernel.engine.jobs import AnyJob, Command
-from ipython1.kernel.engine.mainloop import MainLoop
+from ipython1.kernel.engine.mainloop import MainLoop, NoBoard
 from ipython1.kernel.engine.outbox import RESULT_DELAY
 from ipython1.kernel.engine.output import OutputBuffer
 from ipython1.kernel.engine.service import EngineService
@@ -26,10 +26,12 @@ from ipython1.kernel.wire.records import (
     Event,
     Forget,
     Hello,
+    Interrupt,
     Record,
     Result,
     Submit,
     Welcome,
+    Withdraw,
 )
 from ipython1.kernel.wire.session import Session
 
@@ -227,6 +229,29 @@ def test_nothing_begins_after_the_end(played: Played) -> None:
     assert not [
         call for call in played.clock.getDelayedCalls() if call.func == played.service._outbox._send_output
     ]
+
+
+def test_an_interrupt_that_the_nanny_has_done_is_not_done_again(played: Played) -> None:
+    done: list[str] = []
+    said: list[int] = []
+
+    class Shown(NoBoard):
+        def served(self, record: int) -> bool:
+            return record == 2
+
+        def hear(self, record: int) -> None:
+            said.append(record)
+
+        def new_session(self) -> None:
+            said.append(0)
+
+    played.loop.board = Shown()
+    played.loop.interrupt = lambda id="": bool(done.append(id))  # type: ignore[func-returns-value, method-assign]
+    played.say(submit("c-1"), Interrupt((0,), ""), Interrupt((0,), "c-3"), Withdraw("b", (), "interrupt"))
+    assert done == ["c-3"]
+    assert said == [2, 3, 4]
+    played.restart()
+    assert said == [2, 3, 4, 0]
 
 
 def test_who_cancels_what_runs_is_told_that_it_has_started(played: Played) -> None:

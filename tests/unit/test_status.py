@@ -52,6 +52,11 @@ def test_columns_stand_under_each_other(status: Status) -> None:
     assert "(restarting)" in lines[2]
 
 
+def test_an_engine_that_does_not_react_is_marked() -> None:
+    assert "x = f(<y>) (does not react to interrupts)" in repr(Status([{**BUSY, "stuck": 1000.0}]))
+    assert "react" not in repr(Status([{**BUSY, "stuck": 0.0}]))
+
+
 def test_markup_is_escaped(status: Status) -> None:
     markup = status._repr_html_()
     assert "x = f(&lt;y&gt;)" in markup

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ipython1.kernel.client.core import ClientCore
@@ -98,12 +96,6 @@ class Sent(NamedTuple):
         """'ok' and the value, or the name of the error."""
         source = self.pending._arrivals.decode(self.slot)
         return ("ok", source.value) if source.failure is None else (source.failure.ename, None)
-
-
-@pytest.fixture
-def diary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Diary]:
-    monkeypatch.setattr(sys.modules[__name__], "DIARY", Diary())
-    yield DIARY
 
 
 def send(core: ClientCore, numbers: Sequence[int], kind: str, **rules: Any) -> list[Sent]:

@@ -35,6 +35,8 @@ _log = Logger()
 _user_log = logging.getLogger("ipython1.callbacks")
 #: The process that made the reactor, as far as we can know.
 _imported_by = os.getpid()
+#: This process. Asked for with each command, where a system call would be dear.
+_pid = os.getpid()
 
 
 class IBridge(Protocol):
@@ -78,7 +80,7 @@ class ReactorBridge:
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
-        self._pid = os.getpid()
+        self._pid = _pid
         self._lock = threading.RLock()  # a client that is collected meanwhile closes itself
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._waking = False
@@ -88,6 +90,7 @@ class ReactorBridge:
         self._user_thread: threading.Thread | None = None
         #: Done when the reactor has ended; whoever waits for anything waits for this too.
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._over = False
         self._thread: threading.Thread | None = None
         if _is_running(reactor):
             reactor.callFromThread(reactor.addSystemEventTrigger, "after", "shutdown", self._end)
@@ -130,11 +133,11 @@ class ReactorBridge:
 
     def check(self) -> None:
         self._check_process()
-        if self._ended.done():
+        if self._over:
             raise ClientClosed("The Twisted reactor of this process has stopped, and its clients with it.")
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if _pid != self._pid:
             raise ClientForked(pid=self._pid)
 
     # -- the rest --------------------------------------------------------------------------
@@ -190,17 +193,18 @@ class ReactorBridge:
             del call, f, args  # or they live until the next call
 
     def _end(self) -> None:
-        if not self._ended.done():
+        if not self._over:
+            self._over = True
             self._ended.set_result(None)
 
     def _exit(self) -> None:
         """At exit, when only daemon threads are left besides the main thread."""
-        if os.getpid() != self._pid:
+        if _pid != self._pid:
             return
         if self._user_thread is not None:
             self._user_calls.put(None)
             self._user_thread.join(EXIT_GRACE)
-        if self._thread is not None and not self._ended.done():
+        if self._thread is not None and not self._over:
             self.reactor.callFromThread(self.reactor.stop)
             self._thread.join(EXIT_GRACE)
 
@@ -257,10 +261,11 @@ def _global_reactor() -> Any:
     return reactor
 
 
-def _forget_lock() -> None:
+def _begin_child() -> None:
     """In a forked child: another thread of the parent may have held the lock."""
-    global _bridge_lock
+    global _bridge_lock, _pid
     _bridge_lock = threading.Lock()
+    _pid = os.getpid()
 
 
-os.register_at_fork(after_in_child=_forget_lock)
+os.register_at_fork(after_in_child=_begin_child)

@@ -206,7 +206,7 @@ class ClientCore:
             raise
         self.pending[id] = pending
         self._bridge.submit(
-            self._send, Outstanding(pending, tuple(records), left=len(pending.targets), blobs=held)
+            self._send, Outstanding(pending, tuple(records), left=len(pending.targets), blobs=held or None)
         )
 
     def fetch(self, pending: PendingResult, targets: Targets) -> None:
@@ -247,7 +247,7 @@ class ClientCore:
 
     def _send(self, out: Outstanding) -> None:
         if self._ended:
-            self._release(out.blobs)
+            self._release(out.blobs or ())
             self._fail(out, self._error or ClientClosed())
             return
         self._outstanding[out.pending.command_id] = out
@@ -274,7 +274,7 @@ class ClientCore:
         if out.fetched:
             targets = tuple(filter(out.pending.awaits, out.pending.targets))
             self._connection.send(Fetch(out.pending.command_id, targets))
-        for blob, data in out.blobs.items():
+        for blob, data in (out.blobs or {}).items():
             self._blobs.offer(blob, data)
 
     def _release(self, blobs: Iterable[str]) -> None:
@@ -395,5 +395,5 @@ class ClientCore:
     def _drop(self, id: str) -> None:
         out = self._outstanding.pop(id, None)
         if out is not None:
-            self._release(out.blobs)
+            self._release(out.blobs or ())
             self._incoming.drop(out)

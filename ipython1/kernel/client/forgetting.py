@@ -41,8 +41,7 @@ class Forgetting:
             return
         ids = self._planned.setdefault((result.engine,), [])
         ids.append(result.id)
-        large = any(type(part) is BlobRef for part in result.parts)
-        if large or len(ids) >= FORGET_COUNT:
+        if BlobRef in map(type, result.parts) or len(ids) >= FORGET_COUNT:
             self.flush()
         elif self._call is None:
             self._call = self._clock.callLater(FORGET_DELAY, self.flush)

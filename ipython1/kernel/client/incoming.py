@@ -9,7 +9,7 @@ interruption an engine says everything again: what was here is not taken twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ipython1.kernel.client.pending import PendingResult
@@ -30,7 +30,10 @@ from ipython1.kernel.wire.records import (
 
 @dataclass(slots=True)
 class Outstanding:
-    """A command on its way: what to send again should the controller forget it, and what has come."""
+    """A command on its way: what to send again should the controller forget it, and what has come.
+
+    Very many may be outstanding, so that what most of them never need is None.
+    """
 
     pending: PendingResult
     #: The `Submit` records, encoded.
@@ -38,16 +41,26 @@ class Outstanding:
     fetched: bool = False
     #: Results still to come.
     left: int = 0
-    blobs: Mapping[str, memoryview] = field(default_factory=dict)
+    blobs: Mapping[str, memoryview] | None = None
     #: Events delivered, by engine.
-    events: dict[int, int] = field(default_factory=dict)
+    events: dict[int, int] | None = None
     #: Records per engine that wait for their blobs, by number: of an event its
     #: index, of the result the next one.
-    arriving: dict[int, dict[int, Arrival]] = field(default_factory=dict)
+    arriving: dict[int, dict[int, Arrival]] | None = None
     #: The user's word to end it.
     end: Cancel | Interrupt | None = None
     #: The engine table as it was when this went out; None: it has not gone out yet.
     engines: tuple[dict[str, Any], ...] | None = None
+
+    def delivered(self, engine: int) -> int:
+        """Events of an engine that are delivered."""
+        return 0 if self.events is None else self.events.get(engine, 0)
+
+    def waiting(self, engine: int) -> dict[int, Arrival]:
+        """What of an engine waits for its blobs."""
+        if self.arriving is None:
+            self.arriving = {}
+        return self.arriving.setdefault(engine, {})
 
 
 @dataclass(slots=True, eq=False)
@@ -114,14 +127,12 @@ class Incoming:
             if isinstance(record, Result):
                 self._received(record)
             return
-        waiting = out.arriving.get(record.engine)
-        if not waiting and type(record) is Result and not any(type(part) is BlobRef for part in record.parts):
+        if out.arriving is None and type(record) is Result and BlobRef not in map(type, record.parts):
             self._deliver(out, record, record.parts)  # type: ignore[arg-type] # the usual case, quickly
             return
-        if waiting is None:
-            waiting = out.arriving[record.engine] = {}
+        waiting = out.waiting(record.engine)
         if isinstance(record, Event):
-            number, known = record.index, out.events.get(record.engine, 0)
+            number, known = record.index, out.delivered(record.engine)
             if not known <= number <= known + len(waiting):  # seen, or after a gap: a replay follows
                 self._refuse_blobs(record)
                 return
@@ -147,7 +158,7 @@ class Incoming:
 
     def drop(self, out: Outstanding) -> None:
         """Nothing more of this command is wanted."""
-        for waiting in out.arriving.values():
+        for waiting in (out.arriving or {}).values():
             self._refuse_all(waiting)
 
     def _complete(self, out: Outstanding, waiting: dict[int, Arrival]) -> None:
@@ -160,11 +171,13 @@ class Incoming:
             if isinstance(first.record, Result):
                 self._deliver(out, first.record, first.parts)
             else:
+                if out.events is None:
+                    out.events = {}
                 out.events[first.record.engine] = number + 1
                 out.pending.deliver_event(first.record, first.parts)
 
     def _deliver(self, out: Outstanding, result: Result, parts: Sequence[Buffer]) -> None:
-        if result.events > out.events.get(result.engine, 0):
+        if result.events > out.delivered(result.engine):
             # Events were lost with an earlier controller: the engine tells them again.
             self._send(Fetch(result.id, (result.engine,)))
             return

@@ -133,7 +133,7 @@ class WholeClient(Calls):
             if not isinstance(result, PendingResult):
                 raise TypeError(f"barrier takes PendingResults, not {type(result).__name__}.")
         end = None if timeout is None else time.monotonic() + timeout
-        for result in results:
+        for result in reversed(results):  # the last one first: then most of the others need no waiting
             self._core.wait(result, None if end is None else max(0.0, end - time.monotonic()))
 
     def flush(self) -> None:

@@ -8,12 +8,14 @@ state      input                      next state, and what happens
 sought     nobody has it              ready
 sought     an engine holds it         handed
 sought     an engine has run it       ended; its outcome goes to the client
+sought     withdraw                   sought; what is decided then ends or stops it
 ready      take                       handed, as the next attempt
 ready      withdraw                   ended, with `TaskAborted`
 handed     ok                         ended; its outcome goes to the client
 handed     error, retries are left    ready
 handed     error                      ended; its outcome goes to the client
 handed     rejected                   ready for the other engines
+handed     withdraw                   handed; its engine is told, and it is not tried again
 handed     back                       ready, before the others
 handed     its engine died            ready; ended the third time it ran there
 ended      lost with its engine       ready
@@ -42,6 +44,8 @@ HAND_BYTES = 256 * 1024
 NOWHERE, GONE = -1, -2
 #: Seconds that tasks take at least, for the mean.
 SHORTEST = 1e-6
+#: Seconds that a batch may wait, at most: what a timer can do.
+WAIT_MOST = 1_000_000
 #: How much the length of the newest task weighs in the mean.
 MEAN_WEIGHT = 0.3
 
@@ -69,7 +73,8 @@ class Rules:
         given = unpack_map(raw)
         rules = cls(**{name: given[name] for name in cls.__slots__ if name in given})
         numbers = type(rules.retries) is type(rules.priority) is int and type(rules.all) is bool
-        if not numbers or type(rules.wait) not in (int, float) or rules.when not in _WHEN:
+        waits = type(rules.wait) in (int, float) and 0 <= rules.wait <= WAIT_MOST
+        if not numbers or not waits or type(rules.when) is not str or rules.when not in _WHEN:
             raise WireError(reason="rules of a batch are of the wrong type")
         for key in (*_array(rules.after), *_array(rules.follow)):
             if type(key) is not tuple or tuple(map(type, key)) != (str, int):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ipython1.kernel.controller.batches import GONE, Batch, TaskKey
+from ipython1.kernel.controller.batches import GONE, Batch, Rules, TaskKey
 
 #: Ends of tasks that are remembered when their client has the outcome.
 ENDS_KEPT = 10_000
@@ -17,6 +17,22 @@ class Ended(NamedTuple):
 
     ok: bool
     engine: int
+
+
+class _Wait(NamedTuple):
+    """A batch that waits for a task, and what for."""
+
+    batch: Batch
+    after: bool
+    follow: bool
+
+    def decides(self, end: Ended) -> bool:
+        """Whether the end of the task settles the matter, whatever becomes of the others."""
+        rules = self.batch.rules
+        goes = [_fits(rules, end)] if self.after else []
+        if self.follow:
+            goes.append(end.ok)
+        return not all(goes) if rules.all else any(goes)
 
 
 class Dependencies:
@@ -42,7 +58,8 @@ class Dependencies:
         self._returning = returning
         self._engines = engines
         self._ends: OrderedDict[TaskKey, Ended] = OrderedDict()
-        self._waiting: dict[TaskKey, dict[str, Batch]] = {}
+        self._waiting: dict[TaskKey, dict[str, _Wait]] = {}
+        self._left: dict[str, int] = {}  # of each batch that waits: how many tasks it waits for
 
     def remember(self, key: TaskKey, end: Ended) -> None:
         """The outcome of a task leaves the controller."""
@@ -60,10 +77,7 @@ class Dependencies:
         for key, end in zip((*rules.after, *rules.follow), (*after, *follow), strict=True):
             if end is None and not self._known(key) and not self._may_come(key, batch):
                 return f"it depends on {_name(key)}, which is not known here"
-        met = [
-            None if end is None else rules.when == "completion" or (rules.when == "success") == end.ok
-            for end in after
-        ]
+        met = [None if end is None else _fits(rules, end) for end in after]
         decide = all if rules.all else any
         if met and not decide(fits is not False for fits in met):
             wanted = {"success": "succeed", "failure": "fail", "completion": "end"}[rules.when]
@@ -87,9 +101,12 @@ class Dependencies:
                     return "the engine it has to run on is gone"
         batch.blocked = blocked
         if blocked:
-            for key, end in zip((*rules.after, *rules.follow), (*after, *follow), strict=True):
-                if end is None:
-                    self._waiting.setdefault(key, {})[batch.id] = batch
+            awaited = {key for key, end in zip(rules.after, after, strict=True) if end is None}
+            followed = {key for key, end in zip(rules.follow, follow, strict=True) if end is None}
+            for key in awaited | followed:
+                wait = _Wait(batch, key in awaited, key in followed)
+                self._waiting.setdefault(key, {})[batch.id] = wait
+            self._left[batch.id] = len(awaited | followed)
         return ""
 
     def engine_died(self, engine: int) -> None:
@@ -104,17 +121,22 @@ class Dependencies:
         return bool(self._waiting)
 
     def waiting_for(self, *keys: TaskKey) -> list[Batch]:
-        """The batches to judge again, now that these tasks have ended."""
+        """The batches to judge again, now that these tasks have ended, or will not."""
         found: dict[str, Batch] = {}
         for key in keys if self._waiting else ():
-            found.update(self._waiting.pop(key, {}))
+            waits = self._waiting.pop(key, None)
+            end = self._end(key) if waits else None
+            for id, wait in (waits or {}).items():
+                self._left[id] -= 1  # of many, only those that count make it worth to look at all
+                if end is None or not self._left[id] or wait.decides(end):
+                    found[id] = wait.batch
         return list(found.values())
 
     def all_waiting(self) -> list[Batch]:
         """Every batch that waits."""
         found: dict[str, Batch] = {}
-        for batches in self._waiting.values():
-            found.update(batches)
+        for waits in self._waiting.values():
+            found.update((id, wait.batch) for id, wait in waits.items())
         return list(found.values())
 
     def forget(self, batch: Batch) -> None:
@@ -123,6 +145,8 @@ class Dependencies:
             self._forget(batch)
 
     def _forget(self, batch: Batch) -> None:
+        if self._left.pop(batch.id, None) is None:
+            return
         for key in (*batch.rules.after, *batch.rules.follow):
             waiting = self._waiting.get(key)
             if waiting is not None:
@@ -144,6 +168,10 @@ class Dependencies:
         if batch is not None and index in batch.ended:
             return Ended(index not in batch.failed, batch.ended[index])
         return self._ends.get(key)
+
+
+def _fits(rules: Rules, end: Ended) -> bool:
+    return rules.when == "completion" or (rules.when == "success") == end.ok
 
 
 def _name(key: TaskKey) -> str:

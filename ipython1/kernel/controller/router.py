@@ -6,7 +6,7 @@ unresolved, engines answer again what they know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ipython1.kernel.controller.blobs import BlobRoutes
@@ -39,7 +39,7 @@ class Route:
 
     owners: list[Peer]
     targets: set[int] = field(default_factory=set)
-    blobs: list[str] = field(default_factory=list)
+    blobs: Sequence[str] = ()
 
 
 class Router:
@@ -79,9 +79,10 @@ class Router:
         if any(isinstance(part, BlobRef) for part in submit.parts):
             receivers = [self._engine_peers[id] for id in submit.targets if id in self._engine_peers]
             prefix = f"{submit.id}/"
-            route.blobs += self.blobs.open(
+            opened = self.blobs.open(
                 submit.parts, prefix, client, receivers, lambda peer: self._is_one(peer, submit.targets)
             )
+            route.blobs = [*route.blobs, *opened]
         for target in submit.targets:
             engine = self._engine(target)
             if engine is None:
@@ -242,8 +243,10 @@ class Router:
         return any(self._engine_peers.get(target) is peer for target in targets)
 
     def _route(self, id: str, client: Peer) -> Route:
-        route = self._routes.setdefault(id, Route([]))
-        if client not in route.owners:
+        route = self._routes.get(id)
+        if route is None:
+            route = self._routes[id] = Route([client])
+        elif client not in route.owners:
             route.owners.append(client)
         return route
 

@@ -181,7 +181,9 @@ class Controller:
             raise WireError(reason="this engine was declared dead")
         if hello.kind == "engine" and self.registry.by_uuid(key) is not None:
             raise WireError(reason="this engine is here already, in another session")
-        if not engine_side and any(peer.key == key for peer in self._peers.values()):
+        if not engine_side and any(
+            other.key == key and other.kind not in ("engine", "nanny") for other in self._peers.values()
+        ):
             raise WireError(reason="this client is here already, in another session")
         session = Session(
             self._clock,

@@ -109,11 +109,12 @@ class Board:
         self._set(_HEARD, record)
 
     def served(self, record: int) -> bool:
-        """Whether it needs not be done: the nanny did, or what was meant ended while the engine stood still."""
+        """Whether it need not be done: by the nanny it was, or what was meant ended before we heard of it."""
         if record <= self._get(_SERVED):
             return True
         job, at, last = _AIMING.unpack_from(self._memory, _AIM)
-        return record <= last and job != self._get(_NUMBER) and self._seconds() - at > LATE_NEWS
+        over = job != self._get(_NUMBER)
+        return over and record <= int(last) and self._seconds() - float(at) > LATE_NEWS
 
     def new_session(self) -> None:
         """Records are counted from 1 again."""

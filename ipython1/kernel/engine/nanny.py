@@ -399,7 +399,7 @@ def remove_empty_logs(log: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """The last lines of an engine's log; where the interpreter shows its stack, what that says of user code."""
+    """The last lines of an engine's log; of a stack that the interpreter shows, what is the user's code."""
     lines = tail(log, lines=LONG_OUTPUT).splitlines()
     stacks = [i for i, text in enumerate(lines) if text.startswith("Fatal Python error: ")]
     start = len(lines) - 1

@@ -21,10 +21,10 @@ class OutOfMemory:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        counts = [(file, count) for file in files if (count := _count(file)) is not None]
-        self._file, self._seen = counts[0] if counts else (None, 0)
+        self._file = next((file for file in files if _count(file) is not None), None)
+        self._seen = 0
+        self._look(0.0)
         self._grew_at = -LASTS
-        self._looked_at = 0.0
 
     def look(self, now: float) -> None:
         """Take note of the counter, if that has not just been done."""

@@ -189,7 +189,7 @@ class Batch(Record):
 
 @dataclass(frozen=True, slots=True)
 class Work(Record):
-    """Tasks to run. An engine runs each attempt once; those of clients have attempt 0.
+    """Tasks to run. An engine runs each attempt once; clients tell the last one they know of, or 0.
 
     `again`: engines may have run them, for a controller that is gone.
     """
