@@ -233,7 +233,7 @@ class EnginesReport(Report):
 
 
 def find_launcher(name: str) -> Callable[..., ILauncher]:
-    """What makes a launcher from `ClusterFiles` and ``restart``, by the name of its entry point."""
+    """What makes a launcher from `ClusterFiles` and options, by the name of its entry point."""
     if name == "local":
         return LocalLauncher
     from importlib.metadata import entry_points

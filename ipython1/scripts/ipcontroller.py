@@ -20,6 +20,8 @@ GRACE = 5.0
 #: Bytes of a log file, and number of old ones kept.
 LOG_SIZE = 5_000_000
 LOGS_KEPT = 4
+#: Open files that are asked of the system: each peer takes one.
+FILES = 65536
 #: Bytes of events that wait at most, and seconds until they are tried again.
 STATUS_LIMIT = 1_000_000
 STATUS_RETRY = 0.2
@@ -277,6 +279,18 @@ def start_log(files: ClusterFiles) -> None:
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
+def open_many_files() -> None:
+    """Have the system allow `FILES`, or as many as it does."""
+    try:
+        import resource
+    except ImportError:  # not on this platform
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def watch_parent(reactor: Any) -> None:
     """End with the parent, where the kernel does not see to that."""
     from twisted.internet.task import LoopingCall
@@ -298,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.client_grace >= 0:
         parse.error("--client-grace must not be negative")
     os.umask(0o077)
+    open_many_files()
     sys.exit(run(files, options))
 
 

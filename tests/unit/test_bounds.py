@@ -86,9 +86,11 @@ def test_the_longest_waiting_guest_makes_room() -> None:
 
 @pytest.mark.parametrize(
     ("soft", "expected"),
-    [(1, 1), (256, 128), (1024, 512), (10**9, GUESTS_LIMIT), (resource.RLIM_INFINITY, GUESTS_LIMIT)],
+    [(1, 1), (256, 64), (1024, 256), (10**9, GUESTS_LIMIT), (resource.RLIM_INFINITY, GUESTS_LIMIT)],
 )
-def test_half_of_the_files_is_for_guests(monkeypatch: pytest.MonkeyPatch, soft: int, expected: int) -> None:
+def test_a_quarter_of_the_files_is_for_guests(
+    monkeypatch: pytest.MonkeyPatch, soft: int, expected: int
+) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
     assert room() == expected
 

@@ -436,6 +436,24 @@ def spin_for(seconds):
         pass
 
 
+def test_an_interrupt_between_two_jobs_is_for_the_one_about_to_start():
+    loop = Loop(a=lambda: 1, b=lambda: 2, c=lambda: 3)
+    done = loop.loop._done
+
+    def interrupt_after(job, *result):
+        done(job, *result)
+        if job.id == "a":
+            assert loop.loop.interrupt()
+            assert not loop.loop.interrupt("b")  # whoever names it takes it out of the queue
+
+    loop.loop._done = interrupt_after
+    loop.put("a", "b", "c")
+    loop.run(lambda: until(lambda: len(loop.results) == 3))
+    assert loop.results["b"].ename == "KeyboardInterrupt"
+    assert (loop.results["a"], loop.results["c"]) == (1, 3)
+    assert not loop.loop.interrupt()  # nothing runs or waits
+
+
 def test_an_early_interrupt_strikes_when_user_code_begins():
     entered = []
 

@@ -226,7 +226,7 @@ class Batches:
         if self._error is not None:
             return
         if batch.rules.get("after") or batch.rules.get("follow"):
-            self._flush_now()  # the controller must know of these when it hears of the batch
+            self.flush()  # the controller must know of these when it hears of the batch
         self._send_head(batch)
 
     def _send_head(self, batch: _Batch) -> None:
@@ -262,7 +262,8 @@ class Batches:
             indexes, batch.unsent = batch.unsent, []
             self._send_work(batch, indexes)
 
-    def _flush_now(self) -> None:
+    def flush(self) -> None:
+        """Send now what waits for the end of this turn."""
         if self._flush_call is not None:
             self._flush_call.cancel()
             self._flush()
@@ -299,7 +300,7 @@ class Batches:
         if batch is None or self._error is not None:
             return
         if batch.unsent:
-            self._flush_now()
+            self.flush()
         chosen = [index for index in (batch.tasks if indexes is None else indexes) if index in batch.tasks]
         for index in chosen:
             batch.tasks[index].withdrawn = how

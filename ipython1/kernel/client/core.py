@@ -292,6 +292,7 @@ class ClientCore:
         if self._ended:
             future.set_exception(self._error or ClientClosed())
             return
+        self.tasks.flush()  # what was sent before a question is known when it is answered
         self._questions.ask(ask, future)
 
     def _open(self) -> None:

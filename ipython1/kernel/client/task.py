@@ -183,6 +183,25 @@ class TaskClient(TaskCalls):
             raise UnknownResult(id=name)
         return result
 
+    def get_pending(self, id: str) -> TaskPending:
+        """The result of a task, now or later, by the id that `run` returned, also of one of another client.
+
+        It can be waited for together with others (`concurrent.futures.wait`,
+        ``await``), and shows what the task prints. A recovery task has a
+        result of its own.
+
+        Parameters
+        ----------
+        id : str
+
+        Raises
+        ------
+        UnknownResult
+            When it is read, where nothing is known of it.
+        """
+        [(batch, index)] = task_keys(id)
+        return self._find(f"{batch}#{index}", batch, index)
+
     def _find(self, name: str, batch: str, index: int) -> TaskPending:
         """What comes of a task; asks for it where it is not waited for."""
         core = self._core
@@ -208,7 +227,15 @@ class TaskClient(TaskCalls):
         own = task.command_id.partition("-")[0] == self._core.client_id
         submitted = time.time() - (time.monotonic() - task._submitted) if own else 0.0
         return TaskResult(
-            name, source.engine, source.value, source.failure, submitted, source.started, source.completed
+            name,
+            source.engine,
+            source.value,
+            source.failure,
+            submitted,
+            source.started,
+            source.completed,
+            source.text("stdout"),
+            source.text("stderr"),
         )
 
     # -- what is outstanding -------------------------------------------------------------------

@@ -27,6 +27,8 @@ class TaskResult:
         Seconds since the epoch, by this computer's clock; 0 where another client submitted it.
     started, completed : float
         The same by the engine's clock; 0 where it never ran.
+    stdout, stderr : str
+        What it has written.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class TaskResult:
         submitted: float,
         started: float,
         completed: float,
+        stdout: str = "",
+        stderr: str = "",
     ) -> None:
         self.taskid = taskid
         self.engineid = engineid
@@ -46,6 +50,8 @@ class TaskResult:
         self.submitted = submitted
         self.started = started
         self.completed = completed
+        self.stdout = stdout
+        self.stderr = stderr
 
     @property
     def duration(self) -> float:
@@ -92,6 +98,9 @@ class TaskResult:
             facts.append(("completed", _clock(self.completed)))
         if self.started:
             facts.append(("duration", f"{self.duration:.3g} s"))
+        facts += [
+            (name, _short(text)) for name, text in (("stdout", self.stdout), ("stderr", self.stderr)) if text
+        ]
         if self.failure is None:
             facts.append(("results", _short(self.results)))
         else:

@@ -11,6 +11,7 @@ engines (`seeking`) before it lets anything run.
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,6 +35,8 @@ _ANSWERS = frozenset({"held", "unknown"})
 _OUTCOMES = frozenset({"ok", "error"})
 #: Numbers of tasks and attempts are below this.
 COUNT_LIMIT = 2**31
+#: Labels of tasks whose length is remembered.
+MEANS_KEPT = 1000
 STATES = ("blocked", "ready", "handed", "ended")
 
 
@@ -67,6 +70,8 @@ class TaskBook:
         self._clock = clock
         self._numbers = itertools.count()
         self._batches: dict[str, Batch] = {}
+        #: How long tasks take, by client and label: what one expects of the next batch.
+        self._means: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._timers = Timers(clock)
         self._dispatcher = Dispatcher(clock, registry, scheduler)
         self._telling = Telling(self._batches, blobs, registry.now)
@@ -107,6 +112,7 @@ class TaskBook:
             return
         batch = Batch(record, raw, Rules.unpack(record.rules), next(self._numbers), [client])
         batch.blobs = self._open_blobs(record.parts, f"{batch.id}/", client)
+        batch.mean = self._means.get((batch.client, record.label), 0.0)
         self._batches[batch.id] = batch
         self._endings.judge([batch])
         if batch.rules.wait > 0:
@@ -289,6 +295,7 @@ class TaskBook:
             self._dispatcher.done(engine.id, gone)
         if ran and batch is not None:
             batch.took(seconds, ran)
+            self._learn(batch)
         if passed:
             self._telling.outcomes(peer, record, passed, raw)
         self._searches.settle()
@@ -363,6 +370,12 @@ class TaskBook:
     def _changed(self, batch: Batch) -> None:
         self._dispatcher.changed(batch)
         self._dispatcher.dispatch()
+
+    def _learn(self, batch: Batch) -> None:
+        self._means[batch.client, batch.head.label] = batch.mean
+        self._means.move_to_end((batch.client, batch.head.label))
+        if len(self._means) > MEANS_KEPT:
+            self._means.popitem(last=False)
 
     def _waited(self, batch: Batch) -> None:
         """The time is up that a batch may wait for what its tasks depend on."""

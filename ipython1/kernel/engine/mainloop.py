@@ -174,6 +174,7 @@ class MainLoop(Generic[J]):
         self._sent = False  # an interrupt, to the job that runs
         self._unseen = False  # ... and its handler has not run
         self._nudging = False
+        self._doomed: J | None = None  # interrupted before it was started
         self.running: J | None = None
 
     # -- any thread --------------------------------------------------------------
@@ -211,22 +212,25 @@ class MainLoop(Generic[J]):
         Parameters
         ----------
         id : str
-            Only if it is this one; empty: whichever runs.
+            Only if it is this one; empty: whichever runs, or is about to.
 
         Returns
         -------
         bool
             Whether there was such a job, and this loop can interrupt it.
         """
-        return self._strike(lambda job: id in ("", job.id))
+        return self._strike(lambda job: id in ("", job.id), the_next=not id)
 
     def expire(self, job: J) -> bool:
         """The same, for `job` alone, because its time is up."""
         return self._strike(lambda running: running is job, overdue=True)
 
-    def _strike(self, match: Callable[[J], bool], overdue: bool = False) -> bool:
+    def _strike(self, match: Callable[[J], bool], overdue: bool = False, the_next: bool = False) -> bool:
         with self._lock:
             job = self.running
+            if job is None and the_next and self._thread is not None and self.has_next():
+                self._doomed = self._jobs[0]
+                return True
             if job is None or self._thread is None or not match(job):
                 return False
             job.overdue = job.overdue or overdue
@@ -301,6 +305,8 @@ class MainLoop(Generic[J]):
         job = self._jobs.popleft()
         self._show(job.id, job.timeout)  # first, and under the lock: who interrupts it writes there, too
         self.running = job
+        if self._doomed is not None:
+            _Interrupts.pending, self._doomed = self._doomed is job, None
         return job
 
     def has_next(self) -> bool:

@@ -133,8 +133,8 @@ class Guests:
 
 
 def room() -> int:
-    """Half the files that this process may have open: the rest is for those who belong here."""
+    """A quarter of the files that this process may have open: a hundred more may come in at once."""
     if resource is None:
         return GUESTS_LIMIT
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return GUESTS_LIMIT if soft == resource.RLIM_INFINITY else max(1, min(GUESTS_LIMIT, soft // 2))
+    return GUESTS_LIMIT if soft == resource.RLIM_INFINITY else max(1, min(GUESTS_LIMIT, soft // 4))

@@ -26,8 +26,9 @@ from ipython1.kernel.wire.records import (
     Targets,
 )
 
-#: Maps and arrays in one value, at most: each takes up to eighty times its bytes.
-CONTAINERS_LIMIT = 2**17
+#: Maps and arrays in one value, at most: each takes up to eighty times its bytes. Outcomes of as many
+#: tasks as a record may name, with a large part each, have three times that number.
+CONTAINERS_LIMIT = 4 * ENGINES_LIMIT
 #: So few bytes hold no more than do no harm, and are not counted.
 SMALL = 64 * 1024
 
