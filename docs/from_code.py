@@ -2,6 +2,8 @@
 
 ``.. records-table::``
     Every record of the wire protocol, from `ipython1.kernel.wire.records`.
+``.. facets-table:: records`` or ``questions`` or ``furls``
+    Who may send, ask, or come in, from `ipython1.kernel.controller.facets`.
 ``.. module-docstring:: NAME``
     The docstring of a module, with its state table.
 ``:constant:`MODULE.NAME```
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from ipython1.kernel.controller import facets
 from ipython1.kernel.wire import records
 
 
@@ -33,19 +37,55 @@ def record_rows() -> Iterator[tuple[str, str, str, str]]:
         yield str(cls.tag), f"``{cls.__name__}``", f"``{fields}``", inspect.cleandoc(cls.__doc__ or "")
 
 
-class RecordsTable(SphinxDirective):
+def facet_rows(table: str) -> Iterator[tuple[str, ...]]:
+    """The heading, then a row for each record, question or FURL: a cell for each kind of peer."""
+    kinds = tuple(facets.RECORDS)
+    allowed: dict[str, set[str]] = {}
+    if table == "furls":
+        allowed = {furl: set(admitted) for furl, admitted in facets.ADMITTED.items()}
+    elif table == "questions":
+        for kind, questions in facets.QUESTIONS.items():
+            for what in questions:
+                allowed.setdefault(what, set()).add(kind)
+    else:
+        for cls in sorted(set().union(*facets.RECORDS.values()), key=lambda cls: cls.tag):
+            allowed[cls.__name__] = {kind for kind in kinds if cls in facets.RECORDS[kind]}
+    yield (table.removesuffix("s"), *kinds)
+    names = allowed if table != "questions" else sorted(allowed, key=lambda what: (-len(allowed[what]), what))
+    for name in names:
+        yield (f"``{name}``", *("yes" if kind in allowed[name] else "" for kind in kinds))
+
+
+class _Table(SphinxDirective):
+    def _table(self, widths: Sequence[int], rows: Iterator[tuple[str, ...]]) -> nodes.table:
+        """A table; its first row is the heading."""
+        group = nodes.tgroup(cols=len(widths))
+        group += [nodes.colspec(colwidth=width) for width in widths]
+        group += nodes.thead("", self._row(next(rows)))
+        group += nodes.tbody("", *map(self._row, rows))
+        return nodes.table("", group)
+
+    def _row(self, cells: tuple[str, ...]) -> nodes.row:
+        return nodes.row("", *[nodes.entry("", *self.parse_text_to_nodes(text)) for text in cells])
+
+
+class RecordsTable(_Table):
     """The table of records."""
 
     def run(self) -> Sequence[nodes.Node]:
         """A table with one row per record."""
-        group = nodes.tgroup(cols=4)
-        group += [nodes.colspec(colwidth=width) for width in (1, 2, 5, 8)]
-        group += nodes.thead("", self._row(("tag", "record", "fields", "meaning")))
-        group += nodes.tbody("", *[self._row(cells) for cells in record_rows()])
-        return [nodes.table("", group)]
+        heading = iter([("tag", "record", "fields", "meaning")])
+        return [self._table((1, 2, 5, 8), itertools.chain(heading, record_rows()))]
 
-    def _row(self, cells: tuple[str, str, str, str]) -> nodes.row:
-        return nodes.row("", *[nodes.entry("", *self.parse_text_to_nodes(text)) for text in cells])
+
+class FacetsTable(_Table):
+    """Who may do what."""
+
+    required_arguments = 1
+
+    def run(self) -> Sequence[nodes.Node]:
+        """A table with a column for each kind of peer."""
+        return [self._table((2, 1, 1, 1, 1, 1), facet_rows(self.arguments[0]))]
 
 
 class ModuleDocstring(SphinxDirective):
@@ -83,6 +123,7 @@ def number(value: float) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("records-table", RecordsTable)
+    app.add_directive("facets-table", FacetsTable)
     app.add_directive("module-docstring", ModuleDocstring)
     app.add_role("constant", Constant())
     return {"parallel_read_safe": True}

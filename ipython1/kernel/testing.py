@@ -115,6 +115,8 @@ class _Nanny:
                 self._cluster.start_engine()
         elif order.what == "quit":
             self.connection.stop()
+        elif order.what == "interrupt":
+            pass  # engines in memory react by themselves
         else:
             for engine in [engine for engine in self._cluster.engines if engine.uuid == order.uuid]:
                 restart = order.what == "restart"

@@ -272,10 +272,7 @@ def start_log(files: ClusterFiles) -> None:
     from twisted.python.logfile import LogFile
 
     file: Any = LogFile("ipcontroller.log", os.fspath(files.log), LOG_SIZE, 0o600, LOGS_KEPT)
-    levels = LogLevelFilterPredicate(LogLevel.info)
-    # It has three lines for each connection that it turns away where no file is left to open.
-    levels.setLogLevelForNamespace("twisted.internet.tcp.Port", LogLevel.warn)
-    observer = FilteringLogObserver(textFileLogObserver(file), [levels])
+    observer = FilteringLogObserver(textFileLogObserver(file), [LogLevelFilterPredicate(LogLevel.info)])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 

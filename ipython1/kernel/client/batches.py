@@ -13,21 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ipython1.kernel.client.bridge import IBridge
-from ipython1.kernel.client.incoming import Arrival
+from ipython1.kernel.client.taskincoming import TaskIncoming
 from ipython1.kernel.client.taskpending import TaskPending
+from ipython1.kernel.client.taskstate import OutBatch, OutTask
 from ipython1.kernel.wire import records
-from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
+from ipython1.kernel.wire.blobs import Buffer, ChunkStore
 from ipython1.kernel.wire.codec import pack
 from ipython1.kernel.wire.records import (
     ENGINES_LIMIT,
     INLINE_LIMIT,
-    BlobRef,
-    Event,
-    Grant,
     Item,
-    Outcomes,
     Part,
-    Parts,
     Record,
     Result,
     Seek,
@@ -44,46 +40,6 @@ TAKEN_DELAY, TAKEN_COUNT = 0.1, 500
 TAKENS_KEPT = 50
 #: Ends of tasks remembered, for those that depend on them.
 ENDS_KEPT = 10_000
-
-
-_NO_BLOBS: Mapping[str, memoryview] = {}
-
-
-class _Task:
-    """One task that has not ended."""
-
-    __slots__ = ("also", "arriving", "attempt", "blobs", "events", "parts", "pending", "withdrawn")
-
-    def __init__(
-        self, pending: TaskPending, parts: Parts | None, blobs: Mapping[str, memoryview] = _NO_BLOBS
-    ) -> None:
-        self.pending = pending
-        #: Others that want to know what comes of it.
-        self.also: tuple[TaskPending, ...] = ()
-        #: None: it was not sent from here, or has ended before; it is only asked for.
-        self.parts = parts
-        self.blobs = blobs
-        #: How the user has said that it is not wanted any more.
-        self.withdrawn = ""
-        self.attempt = 0
-        self.events = 0  # delivered
-        #: Records of this attempt that wait for their blobs, and those behind them.
-        self.arriving: deque[Arrival] | None = None
-
-
-class _Batch:
-    """The tasks of one batch. `head` is None where it is of another client."""
-
-    def __init__(self, id: str, head: records.Batch | None, rules: dict[str, Any]) -> None:
-        self.id = id
-        self.head = head
-        self.rules = rules
-        self.blobs: dict[str, memoryview] = {}
-        self.number = 0  # of the next task
-        self.tasks: dict[int, _Task] = {}
-        self.unsent: list[int] = []
-        self.taken: list[int] = []
-        self.closed = False
 
 
 class _End(NamedTuple):
@@ -121,13 +77,14 @@ class Batches:
         self._send = send
         self._new_id = new_id
         self._lock = threading.Lock()  # guards `_batches` and the numbers of tasks
-        self._batches: dict[str, _Batch] = {}
+        self._batches: dict[str, OutBatch] = {}
         self._ends: OrderedDict[tuple[str, int], _End] = OrderedDict()
         self._flush_call: Any = None
-        self._unsent: dict[str, _Batch] = {}
+        self._unsent: dict[str, OutBatch] = {}
         self._taken_call: Any = None
         self._takens: deque[Taken] = deque(maxlen=TAKENS_KEPT)
         self._error: Exception | None = None
+        self.incoming = TaskIncoming(self._batches, blobs, send, self._deliver, self._plan_taken)
 
     # -- any thread --------------------------------------------------------------------
 
@@ -165,7 +122,7 @@ class Batches:
         id = self._new_id()
         split, blobs = self._blobs.split(parts, f"{id}/b", INLINE_LIMIT)
         head = records.Batch(id, op, label, timeout, b"", pack(dict(args or {})), split)
-        batch = _Batch(id, head, dict(rules or {}))
+        batch = OutBatch(id, head, dict(rules or {}))
         batch.blobs = blobs
         with self._lock:
             self._batches[id] = batch
@@ -186,10 +143,10 @@ class Batches:
         tasks = []
         for index, parts in zip(slots, items, strict=True):
             split, blobs = self._blobs.split(parts, f"{batch.id}#{index}/a", INLINE_LIMIT)
-            tasks.append((index, _Task(pending, split, blobs)))
+            tasks.append((index, OutTask(pending, split, blobs)))
         self._bridge.submit(self._add, batch, tasks)
 
-    def _find(self, id: str) -> _Batch:
+    def _find(self, id: str) -> OutBatch:
         batch = self._batches.get(id)
         if batch is None:
             raise self._error or KeyError(f"batch {id} is over")
@@ -222,26 +179,26 @@ class Batches:
 
     # -- sending -------------------------------------------------------------------------
 
-    def _open(self, batch: _Batch) -> None:
+    def _open(self, batch: OutBatch) -> None:
         if self._error is not None:
             return
         if batch.rules.get("after") or batch.rules.get("follow"):
             self.flush()  # the controller must know of these when it hears of the batch
         self._send_head(batch)
 
-    def _send_head(self, batch: _Batch) -> None:
+    def _send_head(self, batch: OutBatch) -> None:
         assert batch.head is not None
         self._send(dataclasses.replace(batch.head, rules=pack(self._rules(batch))))
         for blob, data in batch.blobs.items():
             self._blobs.offer(blob, data)
 
-    def _rules(self, batch: _Batch) -> dict[str, Any]:
+    def _rules(self, batch: OutBatch) -> dict[str, Any]:
         """The rules, with what this client knows of the tasks they name."""
         named = [tuple(key) for name in ("after", "follow") for key in batch.rules.get(name, ())]
         known = [(*key, *self._ends[key]) for key in named if key in self._ends]
         return {**batch.rules, "known": known} if known else batch.rules
 
-    def _add(self, batch: _Batch, tasks: Sequence[tuple[int, _Task]]) -> None:
+    def _add(self, batch: OutBatch, tasks: Sequence[tuple[int, OutTask]]) -> None:
         for index, task in tasks:
             if self._error is not None:
                 self._release(task)
@@ -268,9 +225,9 @@ class Batches:
             self._flush_call.cancel()
             self._flush()
 
-    def _send_work(self, batch: _Batch, indexes: Iterable[int], again: bool = False) -> None:
+    def _send_work(self, batch: OutBatch, indexes: Iterable[int], again: bool = False) -> None:
         items: list[Item] = []
-        large: list[_Task] = []
+        large: list[OutTask] = []
         size = 0
         for index in indexes:
             task = batch.tasks.get(index)
@@ -306,7 +263,7 @@ class Batches:
             batch.tasks[index].withdrawn = how
         self._send_withdraw(batch, chosen, how)
 
-    def _send_withdraw(self, batch: _Batch, indexes: Sequence[int], how: str) -> None:
+    def _send_withdraw(self, batch: OutBatch, indexes: Sequence[int], how: str) -> None:
         for start in range(0, len(indexes), ENGINES_LIMIT):
             self._send(Withdraw(batch.id, tuple(indexes[start : start + ENGINES_LIMIT]), how))
 
@@ -318,7 +275,7 @@ class Batches:
         batch = self._batches.get(id)
         if batch is None:
             with self._lock:
-                batch = self._batches[id] = _Batch(id, None, {})
+                batch = self._batches[id] = OutBatch(id, None, {})
             batch.closed = True
         asked: list[int] = []
         for index in pending.targets:
@@ -326,11 +283,11 @@ class Batches:
             if task is not None:  # it will be told anyway
                 task.also += (pending,)
             else:
-                batch.tasks[index] = _Task(pending, None)
+                batch.tasks[index] = OutTask(pending, None)
                 asked.append(index)
         self._send_seeks(batch, asked)
 
-    def _send_seeks(self, batch: _Batch, indexes: Iterable[int]) -> None:
+    def _send_seeks(self, batch: OutBatch, indexes: Iterable[int]) -> None:
         order = list(indexes)
         for start in range(0, len(order), ENGINES_LIMIT):
             self._send(Seek(batch.id, tuple(order[start : start + ENGINES_LIMIT])))
@@ -373,116 +330,10 @@ class Batches:
         for pending in outstanding:
             pending.fail(error)
 
-    # -- what comes ------------------------------------------------------------------------------
-
-    def outcomes(self, record: Outcomes) -> None:
-        """Tasks have ended."""
-        batch = self._batches.get(record.batch)
-        if batch is None:
-            for end in record.items:
-                self._refuse(end[6])
-            return
-        head = batch.head
-        op = head.op if head is not None else ""
-        prefix = f"{batch.id}#"
-        for index, attempt, status, started, completed, events, parts in record.items:
-            task = batch.tasks.get(index)
-            if task is None or (attempt < task.attempt and record.engine >= 0):
-                self._refuse(parts)
-                continue
-            if status == "unknown" and task.parts is not None:
-                continue  # said to another client, that has asked
-            result = Result(f"{prefix}{index}", record.engine, op, status, started, completed, events, parts)
-            if record.engine < 0:  # made up by the controller: nothing came before
-                self._refuse_arriving(task)
-                self._deliver(batch, index, task, result, parts)
-            elif (
-                task.arriving is None
-                and task.events == events
-                and (attempt == task.attempt or not events)
-                and not _has_blobs(parts)
-            ):
-                self._deliver(batch, index, task, result, parts)
-            else:
-                self._arrive(batch, index, task, attempt, result)
-        self._plan_taken(batch)
-
-    def event(self, event: Event) -> None:
-        """A running task gave out something."""
-        id, _, number = event.id.partition("#")
-        batch = self._batches.get(id)
-        task = batch.tasks.get(int(number)) if batch is not None else None
-        if batch is None or task is None or event.attempt < task.attempt:
-            self._refuse(event.parts)
-            return
-        self._arrive(batch, int(number), task, event.attempt, event)
-
-    def _arrive(self, batch: _Batch, index: int, task: _Task, attempt: int, record: Event | Result) -> None:
-        """Take a record, or hold it until its blobs and those before it are here."""
-        if attempt > task.attempt:
-            if task.events:
-                for pending in (task.pending, *task.also):
-                    pending.restart_slot(index)
-            self._refuse_arriving(task)
-            task.attempt, task.events = attempt, 0
-        waiting = task.arriving if task.arriving is not None else deque()
-        expected = task.events + len(waiting)
-        number = record.index if isinstance(record, Event) else record.events
-        if any(arrival.record == record for arrival in waiting):  # a replay of what is on its way here
-            for part in record.parts:
-                if isinstance(part, BlobRef):
-                    self._blobs.ask_again(part.blob)
-            return
-        if number != expected or (waiting and isinstance(waiting[-1].record, Result)):
-            self._refuse(record.parts)
-            if isinstance(record, Result) and number > expected:  # events were lost with a controller
-                self._ask_for(batch, index, task)
-            return
-        arrival = Arrival(record)
-        task.arriving = waiting
-        waiting.append(arrival)
-
-        def complete(parts: list[Buffer]) -> None:
-            arrival.parts = parts
-            self._deliver_arrived(batch, index, task)
-
-        def failed(error: Exception) -> None:
-            if isinstance(record, Result) and not isinstance(error, MemoryError) and task.parts is not None:
-                task.arriving = None  # its engine died with it: it runs again
-                self._ask_for(batch, index, task)
-                return
-            arrival.lost(error)
-            self._deliver_arrived(batch, index, task)
-
-        gather_parts(self._blobs, record.parts, complete, failed)
-
-    def _ask_for(self, batch: _Batch, index: int, task: _Task) -> None:
-        """What came of a task is needed once more. One of ours runs again, where that is lost."""
-        if task.parts is None:
-            self._send(Seek(batch.id, (index,)))
-            return
-        self._send(Work(batch.id, ((index, task.attempt, task.parts),)))
-        for blob, data in task.blobs.items():
-            self._blobs.offer(blob, data)
-
-    def _deliver_arrived(self, batch: _Batch, index: int, task: _Task) -> None:
-        waiting = task.arriving
-        while waiting and waiting[0].parts is not None:
-            arrival = waiting.popleft()
-            assert arrival.parts is not None
-            if isinstance(arrival.record, Event):
-                task.events += 1
-                for pending in (task.pending, *task.also):
-                    pending.deliver_event(arrival.record, arrival.parts, index)
-            else:
-                self._deliver(batch, index, task, arrival.record, arrival.parts)
-                self._plan_taken(batch)
-                return
-        if not waiting:
-            task.arriving = None
+    # -- what came -------------------------------------------------------------------------------
 
     def _deliver(
-        self, batch: _Batch, index: int, task: _Task, result: Result, parts: Sequence[Buffer | Part]
+        self, batch: OutBatch, index: int, task: OutTask, result: Result, parts: Sequence[Buffer | Part]
     ) -> None:
         del batch.tasks[index]
         if task.blobs:
@@ -496,7 +347,7 @@ class Batches:
 
     # -- what need not be kept -----------------------------------------------------------------
 
-    def _plan_taken(self, batch: _Batch) -> None:
+    def _plan_taken(self, batch: OutBatch) -> None:
         if batch.closed and not batch.tasks:
             self._finish_if_over(batch)
         elif len(batch.taken) >= TAKEN_COUNT:
@@ -504,7 +355,7 @@ class Batches:
         elif self._taken_call is None and batch.taken:
             self._taken_call = self._clock.callLater(TAKEN_DELAY, self.flush_taken)
 
-    def _finish_if_over(self, batch: _Batch) -> None:
+    def _finish_if_over(self, batch: OutBatch) -> None:
         if batch.tasks or not batch.closed or self._error is not None:
             return
         with self._lock:
@@ -514,7 +365,7 @@ class Batches:
         if batch.head is not None:
             self._send_taken(batch, True)
 
-    def _send_taken(self, batch: _Batch, last: bool) -> None:
+    def _send_taken(self, batch: OutBatch, last: bool) -> None:
         indexes, batch.taken = batch.taken, []
         if batch.head is None:
             return  # another client's: it says so itself
@@ -524,25 +375,10 @@ class Batches:
             self._takens.append(taken)
             self._send(taken)
 
-    def _release(self, task: _Task) -> None:
+    def _release(self, task: OutTask) -> None:
         for blob in task.blobs:
             self._blobs.release(blob)
-
-    def _refuse_arriving(self, task: _Task) -> None:
-        for arrival in task.arriving or ():
-            self._refuse(arrival.record.parts)
-        task.arriving = None
-
-    def _refuse(self, parts: Parts) -> None:
-        for part in parts:
-            if isinstance(part, BlobRef):
-                self._blobs.drop(part.blob)
-                self._send(Grant(part.blob, -1))
 
 
 def _size(part: Part) -> int:
     return len(part) if type(part) is bytes else 64
-
-
-def _has_blobs(parts: Parts) -> bool:
-    return any(type(part) is BlobRef for part in parts)

@@ -112,7 +112,7 @@ class ClientCore:
         self._handlers: dict[type[Record], Callable[[Any], None]] = {
             Result: self._incoming.arrived,
             Event: self._event,
-            Outcomes: self.tasks.outcomes,
+            Outcomes: self.tasks.incoming.outcomes,
             Engines: self._table,
             Answer: self._questions.answered,
             Chunk: self._blobs.chunk_received,
@@ -373,7 +373,7 @@ class ClientCore:
 
     def _event(self, event: Event) -> None:
         if "#" in event.id:
-            self.tasks.event(event)
+            self.tasks.incoming.event(event)
         else:
             self._incoming.arrived(event)
 

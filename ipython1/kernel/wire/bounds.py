@@ -133,7 +133,7 @@ class Guests:
 
 
 def room() -> int:
-    """A quarter of the files that this process may have open: a hundred more may come in at once."""
+    """A quarter of the files that this process may have open: most are for those who belong here."""
     if resource is None:
         return GUESTS_LIMIT
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

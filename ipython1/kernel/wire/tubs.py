@@ -31,7 +31,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.logger import Logger
+from twisted.internet.tcp import Port
+from twisted.logger import Logger, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -54,6 +55,8 @@ KNOCK_TIME = 30
 SECRET_BITS = 160
 #: Connections that may wait to be accepted.
 BACKLOG = 1024
+#: Connections accepted in a turn of the reactor. Those that make room for them are closed in the next.
+ACCEPTS = 32
 #: Addresses to listen on that nobody can dial.
 WILDCARDS = ("", "0.0.0.0", "::")
 #: Days a certificate is valid. Foolscap does not look: the FURL names the certificate.
@@ -233,7 +236,11 @@ def open_port(
     bound = _BoundPort()
     listener = tub.listenOn(bound)
     listener.noisy = False
-    bound.port = reactor.listenTCP(port, wrap(listener), backlog=BACKLOG, interface=ip)
+    bound.port = _Port(port, wrap(listener), BACKLOG, ip, reactor)
+    # Twisted has three lines for each connection that it turns away, where no file is left to open.
+    turned_away: Any = lambda event: tub.strangers.say("the port: {what}", what=formatEvent(event))  # noqa: E731
+    bound.port._logger = Logger(observer=turned_away)
+    bound.port.startListening()
     number: int = bound.port.getHost().port
     return number
 
@@ -248,6 +255,19 @@ def why_not_listening(error: CannotListenError, ip: str, port: int) -> str:
     return (
         f"this host cannot listen on {ip}:{port} ({error.socketError}). Choose one of its addresses with --ip"
     )
+
+
+class _Port(Port):
+    """A port that accepts no more in one turn the more there are: it would run out of files."""
+
+    @property
+    def numberAccepts(self) -> int:
+        """How many; Twisted would change it."""
+        return ACCEPTS
+
+    @numberAccepts.setter
+    def numberAccepts(self, number: int) -> None:
+        """It stays."""
 
 
 @implementer(IStreamServerEndpoint)
