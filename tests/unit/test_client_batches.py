@@ -80,7 +80,9 @@ class Client:
         self, batch: str, index: int, attempt: int = 1, events: int = 0, parts: Parts = VALUE, **more: Any
     ) -> None:
         status, engine = more.get("status", "ok"), more.get("engine", 0)
-        self.tasks.incoming.outcomes(Outcomes(batch, engine, ((index, attempt, status, 1.0, 2.0, events, parts),)))
+        self.tasks.incoming.outcomes(
+            Outcomes(batch, engine, ((index, attempt, status, 1.0, 2.0, events, parts),))
+        )
 
     def event(self, batch: str, task: int, number: int, text: str, attempt: int = 1) -> None:
         self.tasks.incoming.event(Event(f"{batch}#{task}", 0, number, "stdout", text, (), attempt))
