@@ -146,6 +146,30 @@ def test_parts_for_which_there_is_no_room_do_not_hold_up_the_queue(played: Playe
     assert not played.service._blobs._incoming
 
 
+def test_output_of_a_job_that_ends_while_output_is_taken(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main thread may be through with the next job just then: its result waits for its output."""
+    played.say(submit("c-1"), submit("c-2"))
+    take = played.output.take
+    jobs = iter([played.loop._jobs.pop()])
+
+    def slow_take() -> Any:
+        taken = take()
+        for job in jobs:
+            played.loop.put(job)
+            played.loop.run_ready()
+        return taken
+
+    monkeypatch.setattr(played.output, "take", slow_take)
+    monkeypatch.setattr(played.service._outbox, "_hop", lambda f, *args: played.clock.callLater(0, f, *args))
+    played.loop.run_ready()
+    played.turn()
+    kinds = [(record.id, type(record).__name__) for record in played.heard]
+    assert kinds == [("c-1", "Event"), ("c-1", "Result"), ("c-2", "Event"), ("c-2", "Result")]
+    assert [result.events for result in played.results()] == [1, 1]
+
+
 def test_an_engine_answers_with_the_id_it_has_now(played: Played) -> None:
     played.say(submit("c-1", "large"))
     played.loop.run_ready()

@@ -175,9 +175,12 @@ class Outbox:
             return
         if self._output_call is not None:
             self._output_call.cancel()
-        self._send_output()
         while self._done:
-            self._finish(*self._done.popleft())
+            # Only of those that have ended before this look is all output among what is taken after it.
+            count = len(self._done)
+            self._send_output()
+            for _ in range(count):
+                self._finish(*self._done.popleft())
         self._flushed()
 
     def stop(self) -> None:
