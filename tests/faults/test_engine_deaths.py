@@ -390,6 +390,22 @@ def test_what_does_not_react_is_left_and_shown_until_that_is_enough(rig: Rig) ->
     assert mec.execute("7", targets=[0], timeout=10)[0]["result"]["text/plain"] == "7"
 
 
+def test_a_stopped_engine_and_one_that_ignores_interrupts_are_restarted(rig: Rig) -> None:
+    mec = rig.client()
+    before = [pid_of(mec, id) for id in (0, 1)]
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    pending = [
+        running(mec.execute(code, targets=[id], block=False))
+        for id, code in [(0, SLEEP), (1, ignore + SLEEP)]
+    ]
+    rig.kill(before[0], 19)
+    mec.interrupt(stuck="restart")
+    for each in pending:
+        assert "did not react to an interrupt" in str(died(each, timeout=10))
+    for id in (0, 1):
+        back(mec, id, before[id])
+
+
 def test_restart_may_be_the_rule(start: Callable[..., Rig]) -> None:
     rig = start(2, "--stuck", "restart", "--stuck-after", f"{STUCK_AFTER:g}")
     mec = rig.client()

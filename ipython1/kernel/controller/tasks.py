@@ -35,6 +35,8 @@ _ANSWERS = frozenset({"held", "unknown"})
 _OUTCOMES = frozenset({"ok", "error"})
 #: Numbers of tasks and attempts are below this.
 COUNT_LIMIT = 2**31
+#: Digits in the number of a task, at most.
+INDEX_DIGITS = 18
 #: Labels of tasks whose length is remembered.
 MEANS_KEPT = 1000
 STATES = ("blocked", "ready", "handed", "ended")
@@ -310,7 +312,9 @@ class TaskBook:
         """A task gave out something."""
         id, _, index = event.id.partition("#")
         batch = self._batches.get(id)
-        if batch is not None and index.isdecimal() and event.attempt < batch.attempts.get(int(index), 0):
+        if not (index.isdecimal() and len(index) <= INDEX_DIGITS):
+            raise WireError(reason=f"{event.id!r} is no task")
+        if batch is not None and event.attempt < batch.attempts.get(int(index), 0):
             return
         self._telling.event(id, event, peer, raw)
 
