@@ -161,6 +161,16 @@ def test_how_much_is_handed_ahead_goes_by_the_length_of_tasks(
     assert least <= len(engine.queue) <= most
 
 
+def test_the_next_batch_of_a_label_is_expected_to_take_as_long(world: TaskWorld) -> None:
+    client, engine = world.client(), world.engine("e", longest(c1=1.0))
+    first = client.open(1, label="slow")
+    world.run_until(lambda: client.all_ends(first) == {"ok": 1})
+    for _ in range(10):
+        client.open(1, label="slow")
+    world.run()
+    assert len(engine.queue) == 2
+
+
 def test_the_end_waits_for_one_long_task_and_no_longer(world: TaskWorld) -> None:
     def plan(key: Key, attempt: int) -> Plan:
         return "ok", 10.0 if key[1] == 100 else 0.001

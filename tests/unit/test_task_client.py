@@ -358,6 +358,19 @@ def noted(number: int) -> None:
 # -- results by id --------------------------------------------------------------------------------
 
 
+def test_the_pending_result_of_a_task(cluster: MemoryCluster, tc: TaskClient) -> None:
+    id = tc.run(StringTask("print('said'); import sys; print('sighed', file=sys.stderr); b = 2", pull="b"))
+    pending = tc.get_pending(id)
+    assert pending.id == id
+    assert pending.r == {"b": 2}
+    assert pending.stdout == ["said\n"]
+    result = tc.get_task_result(id)
+    assert result is not None
+    assert (result.stdout, result.stderr) == ("said\n", "sighed\n")
+    assert "stdout 'said\\n'" in repr(result)
+    assert cluster.task_client().get_pending(id).r == {"b": 2}
+
+
 def test_results_of_another_client(cluster: MemoryCluster, tc: TaskClient) -> None:
     id = tc.run(MapTask(pow, (2, 5)))
     other = cluster.task_client()
@@ -452,6 +465,7 @@ def test_queue_status(cluster: MemoryCluster, tc: TaskClient) -> None:
 
     waits = tc.run(MapTask(abs, (-1,), depend=never, wait=50.0))
     blocked = tc.run(MapTask(abs, (-1,), after=waits))
+    assert tc.queue_status()["blocked"] == 1  # what was sent before the question counts
     cluster.settle()
     assert tc.queue_status() == {"blocked": 1, "ready": 1, "handed": 0, "ended": 0}
     found = tc.queue_status(verbose=True)
