@@ -379,7 +379,7 @@ def test_after_one_task(world: TaskWorld, when: str, ended: str, runs: bool, tak
     if taken != "after":
         second = depends(client, after=[(first, 0)], when=when)
         assert second not in {key[0] for key, _ in engine.queue}
-        assert world.book.counts()["blocked"] == 1
+        assert world.book.status.counts()["blocked"] == 1
     engine.finish(ended)
     world.run()
     if taken != "never":
@@ -1230,17 +1230,17 @@ def test_status_counts(world: TaskWorld) -> None:
     batch = client.open(40, label="work")
     client.open(3, after=[(batch, 0)])
     handed = len(engine.queue)
-    assert world.book.counts() == {"blocked": 3, "ready": 40 - handed, "handed": handed, "ended": 0}
+    assert world.book.status.counts() == {"blocked": 3, "ready": 40 - handed, "handed": handed, "ended": 0}
     world.run(1.0)
     engine.finish("error")
     world.run()
-    counts = world.book.counts()
+    counts = world.book.status.counts()
     assert counts["ended"] == 4
     assert counts["blocked"] == 0
     assert counts["ready"] + counts["handed"] == 39
-    assert world.book.running(0) == ("work", world.clock.seconds())
-    assert world.book.count(0) == len(engine.queue)
-    ids = world.book.ids(limit=3)
+    assert world.book.status.running(0) == ("work", world.clock.seconds())
+    assert world.book.status.count(0) == len(engine.queue)
+    ids = world.book.status.ids(limit=3)
     assert [len(found) for found in ids.values()] == [0, 3, 3, 3]
     assert f"{batch}#0" in ids["ended"]
 

@@ -254,7 +254,7 @@ def test_a_chunk_that_kills_engines_is_tried_item_by_item(cluster: MemoryCluster
 def tasks_of(cluster: MemoryCluster, engine: int) -> int:
     """How many tasks the controller has given to an engine."""
     assert cluster.controller is not None
-    return cluster.controller.tasks.count(engine)
+    return cluster.controller.tasks.status.count(engine)
 
 
 def test_abort(cluster: MemoryCluster, tc: TaskClient) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
-from ipython1.kernel.controller.tasks import TaskBook
+from ipython1.kernel.controller.taskstatus import TaskStatus
 from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
 from ipython1.kernel.wire.codec import encode_failure, pack, unpack_map
 from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, Ask, Order
@@ -45,7 +45,7 @@ class Questions:
         self,
         registry: Registry,
         router: Router,
-        tasks: TaskBook,
+        tasks: TaskStatus,
         nannies: Callable[[], list[Peer]],
         shut_down: Callable[[], None],
         clock: Any,

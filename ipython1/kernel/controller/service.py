@@ -100,7 +100,7 @@ class Controller:
             self._engines_may_return,
         )
         self.questions = Questions(
-            self.registry, self.router, self.tasks, self.nannies, self._shut_down, clock
+            self.registry, self.router, self.tasks.status, self.nannies, self._shut_down, clock
         )
         self._lifecycle = Lifecycle(
             self.registry,

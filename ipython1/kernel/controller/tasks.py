@@ -23,6 +23,7 @@ from ipython1.kernel.controller.endings import ABORTED, Endings
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.seeking import Searches
+from ipython1.kernel.controller.taskstatus import TaskStatus
 from ipython1.kernel.controller.telling import Telling
 from ipython1.kernel.controller.timers import Timers
 from ipython1.kernel.error import ImpossibleDependency, RemoteFailure, TaskTimeout, WireError
@@ -39,7 +40,6 @@ COUNT_LIMIT = 2**31
 INDEX_DIGITS = 18
 #: Labels of tasks whose length is remembered.
 MEANS_KEPT = 1000
-STATES = ("blocked", "ready", "handed", "ended")
 
 
 class TaskBook:
@@ -81,6 +81,7 @@ class TaskBook:
             self._batches.get, returning, lambda: [engine.id for engine in registry]
         )
         self._endings = Endings(registry, self._dispatcher, self._dependencies, self._telling, blobs)
+        self.status = TaskStatus(self._batches, self._dispatcher)
         self._searches = Searches(
             self._batches,
             self._dispatcher,
@@ -223,7 +224,7 @@ class TaskBook:
 
     def engine_died(self, engine: int, running: str, failure: RemoteFailure) -> None:
         """An engine is gone: its tasks go elsewhere. `running`: id of what ran on it, where that is known."""
-        behind = self.running(engine) is None
+        behind = self.status.running(engine) is None
         tasks = self._dispatcher.engine_died(engine)
         self._searches.engine_died(engine)
         self._dependencies.engine_died(engine)
@@ -330,44 +331,6 @@ class TaskBook:
         self._taken.clear()
         self.settle()
         self._endings.judge(self._dependencies.all_waiting())
-
-    # -- looking ------------------------------------------------------------------------
-
-    def running(self, engine: int) -> tuple[str, float] | None:
-        """What an engine does for a task: its label, and since when. None: nothing, or commands first."""
-        hand = self._dispatcher.hand(engine)
-        first = hand.first if hand is not None else None
-        if hand is None or first is None or hand.behind:
-            return None
-        batch, index = first
-        return batch.head.label or f"task {batch.id}#{index}", hand.since
-
-    def count(self, engine: int) -> int:
-        """How many tasks an engine has."""
-        return len(self._dispatcher.hand(engine) or ())
-
-    def counts(self) -> dict[str, int]:
-        """How many tasks are in which state."""
-        counts = dict.fromkeys(STATES, 0)
-        for batch in self._batches.values():
-            counts["blocked" if batch.blocked else "ready"] += len(batch.items) - len(batch.handed)
-            counts["handed"] += len(batch.handed)
-            counts["ended"] += len(batch.ended)
-        return counts
-
-    def ids(self, limit: int) -> dict[str, list[str]]:
-        """The ids of the tasks in each state, up to `limit` each."""
-        found: dict[str, list[str]] = {state: [] for state in STATES}
-        for batch in self._batches.values():
-            waiting = (index for index in batch.items if index not in batch.handed)
-            for state, indexes in (
-                ("blocked" if batch.blocked else "ready", waiting),
-                ("handed", batch.handed),
-                ("ended", batch.ended),
-            ):
-                names = (f"{batch.id}#{index}" for index in indexes)
-                found[state] += itertools.islice(names, limit - len(found[state]))
-        return found
 
     # -- inside -------------------------------------------------------------------------
 
