@@ -909,8 +909,8 @@ def task_says(pending, task, engine, index, kind, text):
     pending.deliver_event(Event(pending.command_id, engine, index, kind, text, ()), [], task)
 
 
-def tasks(core, n, **options):
-    return PendingResult(core, "c0ffee-7", "submit", range(n), **options)
+def tasks(core, n):
+    return PendingResult(core, "c0ffee-7", "submit", range(n))
 
 
 def test_tasks_end_in_any_order_on_any_engine(core):
@@ -978,68 +978,6 @@ def test_code_run_as_a_task_has_the_id_of_its_engine(core):
     record = Result("c0ffee-7", 5, "execute", "ok", 1.0, 2.0, 0, ())
     pending.deliver_result(record, [bytes(part) for part in objects.dumps(command("x", 2))], 0)
     assert pending[0]["id"] == 5
-
-
-# -- tasks that are not known from the start ---------------------------------------------------------------
-
-
-def test_tasks_may_be_added_until_it_is_complete(core):
-    pending = tasks(core, 0, more=True)
-    assert not pending.done()
-    assert pending.add_slots(2) == range(2)
-    task_ok(pending, 0, "a")
-    task_ok(pending, 1, "b")
-    assert (pending.done(), pending.progress) == (False, (2, 2))
-    assert pending.add_slots(1) == range(2, 3)
-    pending.complete()
-    assert (pending.done(), pending.targets) == (False, range(3))
-    task_ok(pending, 2, "c")
-    assert pending.result() == ["a", "b", "c"]
-    assert not pending.add_slots(1)
-    assert pending.result() == ["a", "b", "c"]
-
-
-def test_iteration_waits_for_what_is_added(core):
-    pending = tasks(core, 1, more=True)
-    core.steps += [
-        lambda: task_ok(pending, 0, "a"),
-        lambda: pending.add_slots(2),
-        lambda: task_ok(pending, 2, "c"),
-        lambda: task_ok(pending, 1, "b"),
-        pending.complete,
-    ]
-    assert list(pending) == ["a", "c", "b"]
-    assert not core.steps
-
-
-def test_nothing_may_come_of_tasks_that_could_be_added(core):
-    pending = tasks(core, 0, more=True)
-    pending.complete()
-    assert pending.result() == []
-
-
-def test_nothing_is_added_to_what_has_failed(core):
-    pending = tasks(core, 1, more=True)
-    task_ok(pending, 0, "a")
-    values = iter(pending)
-    assert next(values) == "a"
-    pending.fail(ClientClosed())
-    assert not pending.add_slots(5)
-    assert pending.progress == (1, 1)
-    with pytest.raises(ClientClosed):
-        next(values)
-
-
-def test_cancel_waits_for_tasks_that_are_being_added(core):
-    pending = tasks(core, 1, more=True)
-    core.steps += [
-        lambda: task_error(pending, 0, 5, started=0.0, ename="TaskAborted"),
-        lambda: pending.add_slots(1),
-        lambda: task_error(pending, 1, 5, started=0.0, ename="TaskAborted"),
-        pending.complete,
-    ]
-    assert pending.cancel() is True
-    assert not core.steps
 
 
 # -- very many --------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class Arrivals:
     method : str
         The call, for messages.
     slots : sequence of int
-        Each once. Only a `range` can grow.
+        Each once.
     """
 
     __slots__ = (
@@ -239,13 +239,6 @@ class Arrivals:
                 return None
             source = self._sources[slot] = FromSlot()
         return source if source.parts is None else None
-
-    def add(self, n: int) -> range:
-        """Append `n` slots; the caller holds the guard."""
-        assert isinstance(self.slots, range)
-        new = range(self.slots.stop, self.slots.stop + n)
-        self.slots = self._known = range(self.slots.start, new.stop)
-        return new
 
     # -- any thread: reading ----------------------------------------------------------------
 

@@ -30,11 +30,9 @@ class Completion(concurrent.futures.Future[Any]):
     core : ClientCore
     arrivals : Arrivals
         Stores what comes.
-    more : bool
-        Slots may be added, until `complete` is called.
     """
 
-    def __init__(self, core: Core, arrivals: Arrivals, more: bool) -> None:
+    def __init__(self, core: Core, arrivals: Arrivals) -> None:
         super().__init__()
         self._core = core
         self._arrivals = arrivals
@@ -42,7 +40,6 @@ class Completion(concurrent.futures.Future[Any]):
         self._over_at: float | None = None
         #: Guards what follows, and the state of the Future.
         self._guard = self._condition = arrivals.guard
-        self._more = more
         self._started = False
         self._broken: Exception | None = None
         self._over = False
@@ -72,7 +69,7 @@ class Completion(concurrent.futures.Future[Any]):
                 self._started = True
             if self._verdict is not None:
                 self._decide_cancel()
-            if not self._incomplete():
+            if not self._arrivals.missing:
                 self._finish_if_over()
             self._tell()
 
@@ -85,27 +82,6 @@ class Completion(concurrent.futures.Future[Any]):
         self._decide_cancel()
         self._finish_if_over()
 
-    # -- slots that are not known from the start -------------------------------------------------
-
-    def add_slots(self, n: int) -> range:
-        """Append `n` slots to those of a result made with ``more=True``.
-
-        Returns
-        -------
-        range
-            The new ones; empty where the result is over, and nothing more is wanted.
-        """
-        with self._guard:
-            return range(0) if self._over or not self._more else self._arrivals.add(n)
-
-    def complete(self) -> None:
-        """No more slots will be added."""
-        with self._guard:
-            self._more = False
-        self._decide_cancel()
-        self._finish_if_over()
-        self._tell()
-
     # -- the end ---------------------------------------------------------------------------------
 
     def running(self) -> bool:
@@ -116,12 +92,9 @@ class Completion(concurrent.futures.Future[Any]):
         """Whether the end of a slot is still to come."""
         return self._arrivals.awaits(slot)
 
-    def _incomplete(self) -> bool:
-        return self._more or self._arrivals.missing > 0
-
     def _finish_if_over(self) -> None:
         with self._guard:
-            unfinished = self._broken is None and self._incomplete()
+            unfinished = self._broken is None and self._arrivals.missing > 0
             if unfinished or self._over or self._verdict is not None:
                 return
             self._over = True
@@ -220,7 +193,7 @@ class Completion(concurrent.futures.Future[Any]):
             return
         if self._started or self._broken is not None:
             self._conclude_cancel(False)
-        elif not self._incomplete():
+        elif not self._arrivals.missing:
             failures = (self._arrivals.decode(slot).failure for slot in self._arrivals.slots)
             self._conclude_cancel(all(f is not None and f.ename == TaskAborted.__name__ for f in failures))
 

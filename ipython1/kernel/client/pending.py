@@ -52,8 +52,6 @@ class PendingResult(Completion):
     finish : callable, optional
         Makes the result out of the list of values, one a target. Without it
         that list is the result.
-    more : bool
-        More tasks may be added with `add_slots`, until `complete` is called.
     owner : object, optional
         Kept as long as this is: a client that was dropped closes, but not
         while somebody has a result of it.
@@ -67,7 +65,6 @@ class PendingResult(Completion):
         targets: Sequence[int],
         finish: Callable[[list[Any]], Any] | None = None,
         *,
-        more: bool = False,
         owner: object = None,
     ) -> None:
         self.command_id = id
@@ -78,7 +75,7 @@ class PendingResult(Completion):
         self._settled = False
         self._value: Any = None
         self._error: Exception | None = None
-        super().__init__(core, Arrivals(id, method, targets), more)
+        super().__init__(core, Arrivals(id, method, targets))
 
     def __reduce__(self) -> Any:
         raise SerializationError(
@@ -226,7 +223,7 @@ class PendingResult(Completion):
         arrivals = self._arrivals
 
         def reached() -> bool:
-            return len(arrivals.finished) > seen or not self._incomplete()
+            return len(arrivals.finished) > seen or not arrivals.missing
 
         self._wait_until(reached)
         return len(arrivals.finished) > seen

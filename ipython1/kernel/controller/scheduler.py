@@ -36,7 +36,15 @@ class Ready(Protocol):
 Loads = dict[int, int]
 
 
-class _Ordered:
+class _LeastLoaded:
+    """The engine with the least work first."""
+
+    def engines(self, loads: Loads) -> Iterable[int]:
+        """See `IScheduler`."""
+        return sorted(loads, key=lambda engine: (loads[engine], engine))
+
+
+class _Ordered(_LeastLoaded):
     """Batches by priority, then by arrival."""
 
     def __init__(self) -> None:
@@ -63,10 +71,6 @@ class _Ordered:
     def served(self, batch: Ready) -> None:
         """See `IScheduler`."""
 
-    def engines(self, loads: Loads) -> Iterable[int]:
-        """See `IScheduler`."""
-        return sorted(loads, key=lambda engine: (loads[engine], engine))
-
     def _order(self, level: OrderedDict[str, Ready]) -> Iterable[Ready]:
         return level.values()
 
@@ -85,7 +89,7 @@ class LIFO(_Ordered):
 
 
 @implementer(IScheduler)
-class LeastLoad:
+class LeastLoad(_LeastLoaded):
     """Fair shares for the clients, each in its own order; to the engine with the least work. The default."""
 
     def __init__(self) -> None:
@@ -119,10 +123,6 @@ class LeastLoad:
     def served(self, batch: Ready) -> None:
         """See `IScheduler`."""
         self._levels[batch.priority].move_to_end(batch.client)
-
-    def engines(self, loads: Loads) -> Iterable[int]:
-        """See `IScheduler`."""
-        return sorted(loads, key=lambda engine: (loads[engine], engine))
 
 
 @implementer(IScheduler)
