@@ -33,6 +33,7 @@ setup(
         "pyOpenSSL>=24.3",
         "tqdm>=4.64",
         "twisted[tls]>=23.10",
+        "wrapt>=1.15",
         "zope.interface>=5.4",
     ],
     extras_require={

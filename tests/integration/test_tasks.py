@@ -291,13 +291,21 @@ def test_cancel_of_what_an_engine_has_not_started(tc: TaskClient) -> None:
         assert all(future.done() for future in futures)
 
 
-def test_joblib_without_a_client(tc: TaskClient, cluster: client.Cluster) -> None:
-    joblib = pytest.importorskip("joblib")
-    from ipython1.kernel.client.joblib_backend import register
-
-    register(name="cluster of its own")
-    with joblib.parallel_config("cluster of its own", cluster=cluster.cluster):
-        assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(10)) == list(range(10))
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import joblib\nfrom ipython1.kernel import client",
+        "from ipython1.kernel import client\nimport joblib",
+    ],
+)
+def test_joblib_needs_no_registering(tc: TaskClient, cluster: client.Cluster, imports: str) -> None:
+    script = f"""
+{imports}
+with joblib.parallel_config("ipython1", cluster={cluster.cluster!r}):
+    print(joblib.Parallel(n_jobs=-1)(joblib.delayed(abs)(-n) for n in range(10)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{list(range(10))}\n", "")
 
 
 def test_joblib(tc: TaskClient) -> None:

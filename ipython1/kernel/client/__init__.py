@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wrapt import when_imported
+
 from ipython1.kernel.client.multiengine import MultiEngineClient
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.results import Result, ResultList
@@ -61,6 +63,14 @@ __all__ = [
     "depend",
     "require",
 ]
+
+
+@when_imported("joblib")
+def _register_joblib_backend(joblib: Any) -> None:
+    # joblib reads no entry points; this makes parallel_config("ipython1") work wherever a client can be made.
+    from ipython1.kernel.client.joblib_backend import register
+
+    register()
 
 
 def __getattr__(name: str) -> Any:

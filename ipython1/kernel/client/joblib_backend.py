@@ -1,7 +1,7 @@
 """joblib on a cluster: ``with joblib.parallel_config('ipython1'): ...``.
 
-joblib looks for no backends by itself, so this one has to be registered once:
-`register`, or `register_joblib_backend` of a client.
+It is registered when both joblib and ``ipython1.kernel.client`` are imported, and
+then connects by itself; `register_joblib_backend` of a client puts that client behind it.
 """
 
 from __future__ import annotations

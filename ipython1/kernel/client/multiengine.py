@@ -93,7 +93,7 @@ class MultiEngineClient(ClientLife, TargetView):
         return TaskClient(furl, cluster=cluster, timeout=timeout)
 
     def register_joblib_backend(self, name: str = "ipython1") -> None:
-        """Let joblib run on this cluster; see `TaskClient.register_joblib_backend`."""
+        """Let joblib use this client; see `TaskClient.register_joblib_backend`."""
         self.task_client().register_joblib_backend(name)
 
     # -- how fast it is ---------------------------------------------------------------

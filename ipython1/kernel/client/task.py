@@ -345,7 +345,10 @@ class TaskClient(TaskCalls):
         return TaskExecutor(self)
 
     def register_joblib_backend(self, name: str = "ipython1") -> None:
-        """Let joblib run on this cluster, and with it scikit-learn.
+        """Let joblib use this client, and with it scikit-learn.
+
+        Without it, ``parallel_config('ipython1')`` makes a client of its own, for the default
+        cluster or the one that its options `furl` and `cluster` tell.
 
         Examples
         --------
