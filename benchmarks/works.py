@@ -156,10 +156,14 @@ def tasks(n: int, chunk: int | None, system: System, context: Context) -> list[f
     system.tasks(payloads.square, range(4), chunk)  # what only the first call costs
     gc.collect()
     items = list(range(n))
-    elapsed, values = timed(lambda: system.tasks(payloads.square, items, chunk))
-    expect(values, [i * i for i in items], "tasks")
-    context.learn(series, n, elapsed)
-    return [n / elapsed]
+    found: list[float] = []
+    begin = time.perf_counter()
+    while not found or (len(found) < 1_000 // n and time.perf_counter() - begin < limits.LONG_ENOUGH):
+        elapsed, values = timed(lambda: system.tasks(payloads.square, items, chunk))
+        expect(values, [i * i for i in items], "tasks")
+        found.append(elapsed)
+    context.learn(series, n, statistics.median(found))
+    return [n / elapsed for elapsed in found]
 
 
 # -- objects -----------------------------------------------------------------------
