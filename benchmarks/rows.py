@@ -158,6 +158,27 @@ def _transfer_rows() -> list[Row]:
     return rows
 
 
+def _dealing_rows() -> list[Row]:
+    return [
+        Row(
+            f"{name}-{n // MB}MB",
+            name,
+            f"{name} {_size(n)}",
+            "B/s",
+            partial(run, n),
+            meaning,
+            target=_TWICE,
+            less=False,
+            limit=f"memcpy-{n // MB}MB",
+        )
+        for name, run, meaning in (
+            ("scatter", works.scatter, ""),
+            ("gather", works.gather, "Into one array."),
+        )
+        for n in _BULK[1:]
+    ]
+
+
 WORK = [
     Row(
         "execute-one",
@@ -219,27 +240,7 @@ WORK = [
         for n in _TASKS
     ],
     *_transfer_rows(),
-    Row(
-        "scatter-80MB",
-        "scatter",
-        "scatter 80 MB",
-        "B/s",
-        partial(works.scatter, 80 * MB),
-        target=_TWICE,
-        less=False,
-        limit="memcpy-80MB",
-    ),
-    Row(
-        "gather-80MB",
-        "gather",
-        "gather 80 MB",
-        "B/s",
-        partial(works.gather, 80 * MB),
-        "Into one array.",
-        target=_TWICE,
-        less=False,
-        limit="memcpy-80MB",
-    ),
+    *_dealing_rows(),
     Row("dict-push", "dict", "push a dict of 200,000 items", "s", partial(works.push_mapping, 200_000)),
     Row("dict-pull", "dict", "pull a dict of 200,000 items", "s", partial(works.pull_mapping, 200_000)),
     Row(
@@ -297,7 +298,7 @@ ROWS = [*LIFE, *WORK]
 #: The beginnings of keys that `IMPORTANT` stands for.
 _IMPORTANT = (
     *("first-result", "stop", "engine-memory", "head-memory", "execute-", "apply-", "pipelined"),
-    *("push-8B-", "push-80MB-", "pull-80MB-", "scatter-", "gather-", "outstanding-"),
+    *("push-8B-", "push-80MB-", "pull-80MB-", "scatter-80MB", "gather-80MB", "outstanding-"),
     *("tasks-", "results-memory", "death"),
 )
 #: Stands in `chosen` for the rows that say the most.

@@ -35,9 +35,11 @@ from hypothesis.stateful import (
 )
 
 from ipython1.kernel.wire import arena as arena_module
-from ipython1.kernel.wire import segments
-from ipython1.kernel.wire.arena import IDLE, KEPT_ELSEWHERE, STAY_MAPPED, Arena, Segment
-from ipython1.kernel.wire.segments import PAGE, attach, sweep
+from ipython1.kernel.wire import blocks, segments
+from ipython1.kernel.wire.arena import IDLE, KEPT_ELSEWHERE, Arena, Segment
+from ipython1.kernel.wire.blocks import STAY_MAPPED
+from ipython1.kernel.wire.mappings import LARGE, PAGE
+from ipython1.kernel.wire.segments import attach, sweep
 from tests.unit.arenas import get, new_folder, put
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory is used on Linux only")
@@ -359,22 +361,22 @@ notes = []
 arena = module.Arena(folder, note=notes.append)
 kept = []
 while True:
-    data = os.urandom(1 << 20)
+    data = os.urandom(int(sys.argv[2]))
     segment = arena.put([data])
     if segment is None:
         break
     kept.append((data, attach(segment.name, segment.ranges, folder)[0]))
-assert 5 <= len(kept) <= 8, len(kept)
+assert 5 << 20 <= len(data) * len(kept) <= 8 << 20, len(kept)
 assert all(bytes(view) == data for data, view in kept)
 assert len(notes) == 1 and "No space left" in notes[0], notes
 print("good")
 """
 
 
-def test_a_really_full_file_system(folder: Path) -> None:
-    script = (
-        f"mount -t tmpfs -o size=8m,mode=0700 none {folder} && exec {sys.executable} -c '{FULL}' {folder}"
-    )
+@pytest.mark.parametrize("size", [MIB, 5 * MIB])
+def test_a_really_full_file_system(folder: Path, size: int) -> None:
+    run = f"exec {sys.executable} -c '{FULL}' {folder} {size}"
+    script = f"mount -t tmpfs -o size=8m,mode=0700 none {folder} && {run}"
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
     if shutil.which("unshare") is None or subprocess.run([*command[:3], "true"], check=False).returncode:
         pytest.skip("mount namespaces are not permitted here")
@@ -393,6 +395,23 @@ def test_ctrl_c_while_copying_leaves_nothing(
     monkeypatch.setattr(os, "pwrite", interrupted)
     with pytest.raises(KeyboardInterrupt):
         arena.put([bytes(PAGE)])
+    assert arena.held == PAGE
+    assert len(files(folder)) == 1
+
+
+def test_ctrl_c_while_large_bytes_are_copied_leaves_nothing(
+    arena: Arena, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(arena, b"x")
+
+    def interrupted(target: memoryview, source: memoryview) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blocks, "copy_bytes", interrupted)
+    monkeypatch.setattr(blocks, "STAY_MAPPED", 0)  # also where there are no huge pages
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(2):
+            arena.release(put(arena, bytes(LARGE)).name)
     assert arena.held == PAGE
     assert len(files(folder)) == 1
 
@@ -584,9 +603,9 @@ def test_threads_share_an_arena(folder: Path, notes: list[str]) -> None:
 
 SIZES = st.one_of(
     st.integers(1, 3 * PAGE),
-    st.sampled_from([PAGE, 2 * PAGE, STAY_MAPPED, STAY_MAPPED + 1, STAY_MAPPED + 2 * PAGE]),
+    st.sampled_from([PAGE, 2 * PAGE, STAY_MAPPED, STAY_MAPPED + 1, STAY_MAPPED + 2 * PAGE, LARGE + 1]),
 )
-LIMIT = 8 * MIB
+LIMIT = 16 * MIB
 
 
 class ArenaMachine(RuleBasedStateMachine):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ipython1.kernel.client import joined
 from ipython1.kernel.client.partition import join, split
+from ipython1.kernel.wire import copying
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux recycles memory so")
 
@@ -44,8 +45,9 @@ def test_whatever_is_split_is_joined(length, width, n, dist, dtype):
     whole = whole.reshape(length, width) if width else whole
     parts = [part.copy() for part in split(whole, n, dist)]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("LARGE", "SHARE"):
-            patch.setattr(joined, name, 1)
+        patch.setattr(joined, "LARGE", 1)
+        patch.setattr(copying, "SHARE", 1)
+        patch.setattr(copying, "PIECE", 16)
         back = join(parts, dist)
     assert back.dtype == whole.astype(whole.dtype.newbyteorder("=")).dtype
     np.testing.assert_array_equal(back, whole)

@@ -15,7 +15,8 @@ import pytest
 
 from ipython1.kernel.wire import segments
 from ipython1.kernel.wire.arena import Arena
-from ipython1.kernel.wire.segments import PAGE, attach, host_token, sweep, user_folder
+from ipython1.kernel.wire.mappings import PAGE
+from ipython1.kernel.wire.segments import attach, host_token, sweep, user_folder
 from tests.unit.arenas import get, put
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory is used on Linux only")

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import sys
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ipython1.kernel.wire.copying import copy_arrays
 from ipython1.kernel.wire.segments import memory
 
 #: Arrays of fewer bytes are NumPy's own affair.
 LARGE = 4 << 20
-#: Bytes of which a thread more helps to copy.
-SHARE = 16 << 20
-#: Threads that copy one array, at most: memory is faster than one of them, not than many.
-COPIERS = 4
 #: What is kept is at most this part of the host's memory.
 KEPT = 8
 #: Kinds of dtypes whose items are plain bytes.
@@ -126,7 +121,7 @@ def join_plain(parts: Sequence[Any], places: Iterable[slice]) -> Any | None:
     except OSError:
         return None
     whole = room[:size].view(first.dtype).reshape(shape)
-    _copy([(whole[place], part) for place, part in zip(places, parts, strict=True)], size)
+    copy_arrays([(whole[place], part) for place, part in zip(places, parts, strict=True)])
     return whole
 
 
@@ -144,25 +139,3 @@ def _alike(parts: Sequence[Any]) -> bool:
             for part in parts
         )
     )
-
-
-def _copy(jobs: list[tuple[Any, Any]], size: int) -> None:
-    """Copy arrays to places of their shape, several at once: NumPy lets go of the GIL meanwhile."""
-    copyto = sys.modules["numpy"].copyto
-    left = deque(jobs)
-
-    def work() -> None:
-        while True:
-            try:
-                place, part = left.popleft()
-            except IndexError:
-                return
-            copyto(place, part)
-
-    number = min(COPIERS, len(os.sched_getaffinity(0)), len(jobs), size // SHARE)
-    helpers = [threading.Thread(target=work, daemon=True) for _ in range(number - 1)]
-    for helper in helpers:
-        helper.start()
-    work()
-    for helper in helpers:
-        helper.join()

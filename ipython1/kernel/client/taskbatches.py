@@ -16,6 +16,7 @@ from cloudpickle import cloudpickle as _cloudpickle
 from ipython1.kernel.client.taskpending import TaskPending
 from ipython1.kernel.wire import objects
 from ipython1.kernel.wire.blobs import Buffer
+from ipython1.kernel.wire.loans import names_used
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.batches import Batches
@@ -94,7 +95,7 @@ class Unchanged:
         self._attributes.append((f, _attributes(f)))
         used: list[Any] = [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
         own = f.__globals__
-        for name in objects._names(f.__code__):
+        for name in names_used(f.__code__):
             value = own.get(name, _NOTHING)
             self._held.append(_Held(own, name, value))
             if value is not _NOTHING:

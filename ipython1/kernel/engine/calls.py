@@ -16,7 +16,8 @@ from ipython1.kernel.engine.operations import Operations
 from ipython1.kernel.engine.this_engine import set_current
 from ipython1.kernel.error import TaskRejected
 from ipython1.kernel.wire.chunks import Row, join_rows, split_rows
-from ipython1.kernel.wire.objects import Loans, loads_arguments, loads_functions, loads_lasting_call
+from ipython1.kernel.wire.loans import Loans
+from ipython1.kernel.wire.objects import loads_arguments, loads_functions, loads_lasting_call
 from ipython1.kernel.wire.runners import Depending, nothing
 
 #: Batches whose functions are kept.

@@ -11,7 +11,6 @@ has it mapped keeps it, and it is never written again.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import secrets
 import shutil
@@ -22,12 +21,12 @@ from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
+from ipython1.kernel.wire.blocks import Block, Piece, best
+from ipython1.kernel.wire.mappings import PAGE, room
 from ipython1.kernel.wire.segments import (
-    PAGE,
     is_unseen,
     kernel_tells,
     make_owned_folder,
-    map_file,
     memory,
     space,
     sweep,
@@ -38,18 +37,9 @@ from ipython1.kernel.wire.segments import (
 IDLE = 5.0
 #: Seconds that released memory may stay mapped elsewhere before it is left to those who have it.
 KEPT_ELSEWHERE = 30.0
-#: Segments of at least so many bytes stay mapped between two uses.
-STAY_MAPPED = 1 << 20
-#: Bytes copied into a mapping at once: memoryview copies under the GIL.
-STEP = 1 << 20
 #: Segments asked about in one `put` and in one `trim`, at most.
 ASKED_IN_PUT = 16
 ASKED_IN_TRIM = 256  # also in a put that finds no room
-
-#: Offset and length in the segment, and what comes there.
-_Piece = tuple[tuple[int, int], memoryview]
-
-_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 log = logging.getLogger(__name__)
 
@@ -63,22 +53,6 @@ class Segment(NamedTuple):
     size: int
     #: Offset (a multiple of `PAGE`) and length of each buffer.
     ranges: tuple[tuple[int, int], ...]
-
-
-class _Block:
-    """A file of ours, in pages: `capacity` is what it may take, `filled` what has memory.
-
-    `since` is when `Arena.trim` first saw it idle, or released.
-    """
-
-    __slots__ = ("capacity", "file", "filled", "mapping", "since")
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.capacity = 0
-        self.filled = 0
-        self.mapping: mmap.mmap | None = None
-        self.since: float | None = None
 
 
 class Arena:
@@ -112,9 +86,9 @@ class Arena:
         self._owner = -1
         self._usable = True
         self._bytes = 0
-        self._published: dict[str, _Block] = {}
-        self._released: dict[str, _Block] = {}  # somebody may have them mapped; longest not asked about first
-        self._free: dict[str, _Block] = {}  # nobody has
+        self._published: dict[str, Block] = {}
+        self._released: dict[str, Block] = {}  # somebody may have them mapped; longest not asked about first
+        self._free: dict[str, Block] = {}  # nobody has
         _arenas.add(self)
 
     # -- use --------------------------------------------------------------------
@@ -137,13 +111,13 @@ class Arena:
         for view in views:
             ranges.append((start, view.nbytes))
             size = start + view.nbytes
-            start = _whole_pages(size)
+            start = -(-size // PAGE) * PAGE
         if not size or not self._ours():
             return None
         pieces = list(zip(ranges, views, strict=True))
         return self._put(pieces, size) or self._put(pieces, size, last=True)
 
-    def _put(self, pieces: list[_Piece], size: int, last: bool = False) -> Segment | None:
+    def _put(self, pieces: list[Piece], size: int, last: bool = False) -> Segment | None:
         with self._lock:
             home = self._open_home()
             try:
@@ -154,7 +128,7 @@ class Arena:
         if home is None or block is None:
             return None
         try:
-            _write(home, block, pieces, size)
+            block.write(home, pieces, size)
         except BaseException as error:  # Ctrl-C as well
             with self._lock:
                 self._failed(home, block)
@@ -227,16 +201,15 @@ class Arena:
 
     # -- segments, with the lock held ---------------------------------------------
 
-    def _take(self, home: Path, size: int) -> _Block | None:
+    def _take(self, home: Path, size: int) -> Block | None:
         """A file for `size` bytes that nobody else knows."""
-        needed = _whole_pages(size)
-        block = _best(self._free.values(), size)
+        block = best(self._free.values(), size)
         if block is None:
-            for other in [b for b in self._released.values() if _fits(b, size)][:ASKED_IN_PUT]:
+            for other in [b for b in self._released.values() if b.fits(size)][:ASKED_IN_PUT]:
                 if self._ask(home, other):
                     block = other
                     break
-        fresh = needed - (0 if block is None else block.capacity)
+        fresh = room(size) - (0 if block is None else block.capacity)
         if fresh > 0 and not self._has_room(home, fresh):
             self._ask_released(home)
             self._drop_free(home, block)
@@ -244,7 +217,7 @@ class Arena:
                 self._tell("shared memory is full")
                 return None
         if block is None:
-            block = _Block(secrets.token_hex(16))
+            block = Block(secrets.token_hex(16))
         else:
             del self._free[block.file]
         if fresh > 0:
@@ -258,7 +231,7 @@ class Arena:
         whole, free = space(home)
         return free - fresh >= whole // 8  # some is left for others
 
-    def _drop_free(self, home: Path, but: _Block | None = None) -> None:
+    def _drop_free(self, home: Path, but: Block | None = None) -> None:
         for block in [block for block in self._free.values() if block is not but]:
             del self._free[block.file]
             self._unlink(home, block)
@@ -267,7 +240,7 @@ class Arena:
         for block in list(self._released.values())[:ASKED_IN_TRIM]:
             self._ask(home, block)
 
-    def _ask(self, home: Path, block: _Block) -> bool:
+    def _ask(self, home: Path, block: Block) -> bool:
         """Whether nobody has a released segment any more, from the kernel."""
         del self._released[block.file]
         try:
@@ -280,7 +253,7 @@ class Arena:
         (self._free if unseen else self._released)[block.file] = block
         return unseen
 
-    def _rename(self, home: Path, block: _Block) -> bool:
+    def _rename(self, home: Path, block: Block) -> bool:
         file = secrets.token_hex(16)
         try:
             os.rename(home / block.file, home / file)
@@ -290,17 +263,16 @@ class Arena:
         block.file = file
         return True
 
-    def _unlink(self, home: Path, block: _Block) -> None:
+    def _unlink(self, home: Path, block: Block) -> None:
         """Forget a segment that stands in none of the books."""
         self._bytes -= block.capacity
-        if block.mapping is not None:
-            block.mapping.close()
+        block.mapping = None
         try:
             os.unlink(home / block.file)
         except OSError:
             pass  # gone already, or the next sweep takes it
 
-    def _failed(self, home: Path, block: _Block) -> None:
+    def _failed(self, home: Path, block: Block) -> None:
         """A segment could not be written: make room, or begin anew where the folder is gone."""
         if self._home != home:
             return
@@ -351,9 +323,6 @@ class Arena:
         if home is None:
             return
         for blocks in (self._published, self._released, self._free):
-            for block in blocks.values():
-                if block.mapping is not None:
-                    block.mapping.close()
             blocks.clear()
         self._bytes = 0
         shutil.rmtree(home, ignore_errors=True)
@@ -375,55 +344,3 @@ def _after_fork() -> None:
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_after_fork)
-
-
-# -- files ------------------------------------------------------------------------
-
-
-def _whole_pages(size: int) -> int:
-    return -(-size // PAGE) * PAGE
-
-
-def _fits(block: _Block, size: int) -> bool:
-    """Neither would most of the block stay unused, nor most of the memory be new."""
-    return size <= 2 * block.capacity and block.capacity <= max(4 * size, STAY_MAPPED)
-
-
-def _best(blocks: Iterable[_Block], size: int) -> _Block | None:
-    fitting = [block for block in blocks if _fits(block, size)]
-    large = [block for block in fitting if block.capacity >= size]
-    if large:
-        return min(large, key=lambda block: block.capacity)
-    return max(fitting, key=lambda block: block.capacity, default=None)
-
-
-def _write(home: Path, block: _Block, pieces: list[_Piece], size: int) -> None:
-    """Copy the pieces to their places in a file that nobody has mapped."""
-    if size <= block.filled and block.filled >= STAY_MAPPED:
-        if block.mapping is None:
-            fd = os.open(home / block.file, _FLAGS)
-            try:
-                block.mapping = map_file(fd, 0, block.filled, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-            finally:
-                os.close(fd)
-        with memoryview(block.mapping) as target:
-            for (start, length), view in pieces:
-                for done in range(0, length, STEP):
-                    piece = view[done : done + STEP]
-                    target[start + done : start + done + len(piece)] = piece
-        return
-    # New memory is filled fastest by writing to the file, and where there is none
-    # that is an error; touching a mapping would be a SIGBUS.
-    fd = os.open(home / block.file, _FLAGS | os.O_CREAT, 0o600)
-    try:
-        for (start, length), view in pieces:
-            done = 0
-            while done < length:
-                done += os.pwrite(fd, view[done:], start + done)
-        block.filled = max(block.filled, _whole_pages(size))
-        os.ftruncate(fd, block.filled)  # to the end of the page
-    finally:
-        os.close(fd)
-    if block.mapping is not None and len(block.mapping) < block.filled:
-        block.mapping.close()
-        block.mapping = None

@@ -10,28 +10,25 @@ from __future__ import annotations
 import builtins
 import functools
 import io
-import linecache
 import pickle
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from ipython1.kernel.error import RemoteFailure, SerializationError
+from ipython1.kernel.wire.loans import Loans
+from ipython1.kernel.wire.sources import remember_source, source_texts
 from ipython1.kernel.wire.whole_bytes import outside
 
 Buffer = Union[bytes, bytearray, memoryview]
 
 #: Buffers of at least this many bytes leave the pickle.
 OUT_OF_BAND = 16 * 1024
-#: Characters of source text sent with one call.
-SOURCE_LIMIT = 256 * 1024
-#: Files whose source text came from elsewhere and is remembered for tracebacks.
-SOURCES_KEPT = 256
 #: Longest message, traceback (characters) and pickle (bytes) in a failure.
 EVALUE_LIMIT, TRACEBACK_LIMIT, PICKLE_LIMIT = 8 * 1024, 48 * 1024, 256 * 1024
 
@@ -138,7 +135,7 @@ def dumps_call(
     """
     name = getattr(f, "__qualname__", None) or type(f).__qualname__
     parts, codes = _dump((f, tuple(args), dict(kwargs or {})), f"the call of {name}", own=2)
-    parts.append(pickle.dumps(list(_source_texts(codes)), protocol=5))
+    parts.append(pickle.dumps(list(source_texts(codes)), protocol=5))
     return parts
 
 
@@ -176,22 +173,6 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, (pickle.PicklingError, TypeError)) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return _shorten(text, 400)
-
-
-def _source_texts(codes: Iterable[types.CodeType]) -> Iterator[tuple[str, int, str]]:
-    """``(file name, first line, text)`` of each code object whose source is known."""
-    room = SOURCE_LIMIT
-    for filename, first, last in {(c.co_filename, c.co_firstlineno, _last_line(c)) for c in codes}:
-        text = "".join(linecache.getlines(filename)[first - 1 : last])
-        room -= len(text)
-        if text and room >= 0:
-            yield filename, first, text
-
-
-def _last_line(code: types.CodeType) -> int:
-    lines = [line for _, _, line in code.co_lines() if line is not None]
-    inner = [_last_line(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    return max([code.co_firstlineno, *lines, *inner])
 
 
 # -- in ----------------------------------------------------------------------
@@ -267,7 +248,7 @@ def _load_call(
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     *inner, sources = parts
     for filename, first, text in pickle.loads(sources):
-        _remember_source(filename, first, text)
+        remember_source(filename, first, text)
     f, args, kwargs = _unpickler(inner, loans).load()
     return f, args, kwargs
 
@@ -355,77 +336,6 @@ def _home(value: Any) -> str:
     if not isinstance(value, (types.FunctionType, type)):
         value = type(value)
     return str(value.__module__)
-
-
-class Loans:
-    """The names that functions have from a namespace, because they use them and brought none.
-
-    They are put among the functions' own, so that calls are fast, and brought
-    up to date where a function lives longer than one call.
-
-    Parameters
-    ----------
-    user_ns : dict
-        The namespace.
-    """
-
-    def __init__(self, user_ns: dict[str, Any]) -> None:
-        self.user_ns = user_ns
-        self._lacked: dict[tuple[int, str], dict[str, Any]] = {}  # by name: the globals of functions
-        self._lent: dict[tuple[int, str], Any] = {}
-
-    def lend(self, f: types.FunctionType) -> None:
-        """Give `f` the names it lacks."""
-        own = f.__globals__
-        for name in _names(f.__code__):
-            if name not in own and not hasattr(builtins, name):
-                self._lacked[id(own), name] = own
-                self._renew((id(own), name), own)
-
-    def renew(self) -> None:
-        """Lend again what has changed in the namespace."""
-        for key, own in self._lacked.items():
-            self._renew(key, own)
-
-    def _renew(self, key: tuple[int, str], own: dict[str, Any]) -> None:
-        name = key[1]
-        lent = self._lent.get(key, _NOTHING)
-        if own.get(name, _NOTHING) is not lent:
-            return  # the function itself has set it, or removed it
-        if name in self.user_ns:
-            own[name] = self._lent[key] = self.user_ns[name]
-        elif lent is not _NOTHING:
-            del own[name], self._lent[key]
-
-
-_NOTHING = object()
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _names(const)
-
-
-_remembered: dict[str, None] = {}
-
-
-def _remember_source(filename: str, first: int, text: str) -> None:
-    """Let tracebacks show `text` as the lines of `filename` from `first` on."""
-    lines = linecache.getlines(filename)
-    if lines and filename not in _remembered:
-        return  # the file is here as well
-    new = text.splitlines(keepends=True)
-    lines = lines + ["\n"] * (first - 1 - len(lines))
-    lines[first - 1 : first - 1 + len(new)] = new
-    # Without a modification time linecache keeps what is not on the disk.
-    linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
-    _remembered[filename] = None
-    if len(_remembered) > SOURCES_KEPT:
-        oldest = next(iter(_remembered))
-        del _remembered[oldest]
-        linecache.cache.pop(oldest, None)
 
 
 # -- failures ------------------------------------------------------------------

@@ -10,10 +10,8 @@ see a segment: no message, no finalizer and no guess comes into it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
-import functools
 import mmap
 import os
 import re
@@ -25,7 +23,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PAGE = mmap.PAGESIZE
+from ipython1.kernel.wire.mappings import PAGE, map_file
+
 #: Seconds after which what was begun in the folder and never finished is swept.
 UNFINISHED = 60.0
 
@@ -34,7 +33,6 @@ _NEW = ".new-"
 _OWNER = "owner"
 _FOLDER_NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _SEGMENT_NAME = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}", re.ASCII)
-_MAP_FIXED = 0x10
 _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -219,35 +217,6 @@ def memory() -> int:
 # -- mappings -------------------------------------------------------------------
 
 
-@functools.cache
-def _libc_mmap() -> Callable[..., int | None]:
-    function = ctypes.CDLL(None, use_errno=True).mmap
-    function.restype = ctypes.c_void_p
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    return function  # type: ignore[no-any-return]
-
-
-def map_file(fd: int, offset: int, length: int, flags: int) -> mmap.mmap:
-    """Map part of an open file, writable, without keeping a descriptor.
-
-    `mmap.mmap` would hold a duplicate of `fd` as long as it lives, and a few
-    hundred arrays would use up what a process may open. So the file is put in
-    place of the pages of an anonymous mapping, which looks after the lifetime.
-
-    Raises
-    ------
-    OSError
-        The kernel refuses.
-    """
-    mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    if _libc_mmap()(address, length, protection, flags | _MAP_FIXED, fd, offset) != address:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return mapping
-
-
 def attach(
     name: str, ranges: Sequence[tuple[int, int]], folder: Path | None = None
 ) -> list[memoryview] | None:
@@ -294,7 +263,7 @@ def attach(
                 return None
             if end == first:
                 return [memoryview(bytearray()) for _ in ranges]
-            whole = memoryview(map_file(fd, first, end - first, mmap.MAP_PRIVATE))
+            whole = map_file(fd, first, end - first, mmap.MAP_PRIVATE)
         finally:
             os.close(fd)
     except (OSError, ValueError, OverflowError):
