@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ipython1", "ipython1.*"]),
-    package_data={"ipython1": ["py.typed"], "ipython1.kernel": ["py.typed"]},
+    package_data={"ipython1": ["py.typed"], "ipython1.kernel": ["py.typed"], "ipython1.web": ["static/*"]},
     include_package_data=False,
     zip_safe=False,
     install_requires=[
@@ -31,6 +31,7 @@ setup(
         "msgpack>=1.0.5",
         "psutil>=5.9",
         "pyOpenSSL>=24.3",
+        "rich>=13",
         "tqdm>=4.64",
         "twisted[tls]>=23.10",
         "wrapt>=1.15",
@@ -39,8 +40,10 @@ setup(
     extras_require={
         "test": [
             "hypothesis>=6.80",
+            "ipykernel>=6.20",
             "joblib>=1.3",
             "matplotlib>=3.7",
+            "nbclient>=0.8",
             "numpy",
             "pandas",
             "pexpect>=4.8",

@@ -7,6 +7,7 @@ error in Twisted's log fails, whatever else it found.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gc
 import os
 import shutil
@@ -36,10 +37,31 @@ settings.register_profile("ipython1", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("ipython1")
 
 
-def pytest_collection_finish() -> None:
-    """Keep what the imports made out of the collections `logged_errors` asks for."""
+def keep_out_of_collections() -> None:
+    """What is there now stays: spare it the collections of `logged_errors`, which took most of all time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made."""
+    keep_out_of_collections()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _late_errors() -> Iterator[None]:
+    """Fails the last test for errors in what outlived the module of its test."""
+    yield
+    with log_watched():
+        gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _survivors() -> Iterator[None]:
+    """What outlives a module, such as what its tests imported."""
+    yield
+    with log_watched():
+        keep_out_of_collections()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,9 +120,9 @@ class LoggedErrors:
         return "\n".join([f"{self.count} error(s) in Twisted's log:", *texts])
 
 
-@pytest.fixture(autouse=True)
-def logged_errors() -> Iterator[LoggedErrors]:
-    """The errors the test logs. Those it did not `flush` fail it."""
+@contextlib.contextmanager
+def log_watched() -> Iterator[LoggedErrors]:
+    """The errors logged meanwhile. Those that nobody did `flush` fail the test."""
     errors = LoggedErrors()
     globalLogPublisher.addObserver(errors)
     try:
@@ -110,6 +132,13 @@ def logged_errors() -> Iterator[LoggedErrors]:
         globalLogPublisher.removeObserver(errors)
     if errors.count:
         pytest.fail(errors.report(), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def logged_errors() -> Iterator[LoggedErrors]:
+    """The errors the test logs. Those it did not `flush` fail it."""
+    with log_watched() as errors:
+        yield errors
 
 
 class ReactorThread:

@@ -6,12 +6,15 @@ are the keyword arguments, kept as attributes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
+
+from ipython1.kernel import tracebacks
 
 #: Failures listed in a `CompositeError` before the rest is counted.
 LINES_SHOWN = 4
@@ -130,6 +133,11 @@ class CommandTimeout(IPython1Error, TimeoutError):
     """The command was interrupted: it ran longer than its timeout of {timeout} s."""
 
 
+class QueueFull(IPython1Error):
+    """The controller holds as much work that waits as it may, {limit} MiB (``--queue-limit``).
+    Wait for some of the results before you send more."""
+
+
 class QueueCleared(IPython1Error):
     """The command was taken out of the queue before it ran."""
 
@@ -144,6 +152,10 @@ class TaskTimeout(IPython1Error, TimeoutError):
 
 class TaskRejected(IPython1Error):
     """The task does not run on this engine. A task that raises this goes to another one."""
+
+
+class DetachFailed(IPython1Error):
+    """The work was not detached, and ends with its client: {reason}."""
 
 
 class ImpossibleDependency(IPython1Error):
@@ -264,8 +276,26 @@ class CompositeError(IPython1Error):
         super().__init__("\n".join(lines), method=method, elist=list(elist), results=dict(results or {}))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows: the engines' failures, not the frames of this package."""
-        return [f"{type(self).__name__}: {self}"]
+        """What IPython shows: the tracebacks of the engines, not the frames of this package."""
+        shell = tracebacks.running_shell()
+        message = f"{type(self).__name__}: {self}"
+        if str(getattr(getattr(shell, "InteractiveTB", None), "mode", "")) == "Minimal":
+            return [message]
+        colours = tracebacks.has_colours(sys.stdout, shell)
+        lines: list[str] = []
+        for traceback in self._folded():
+            lines += [*(tracebacks.coloured(traceback) if colours else traceback.text.split("\n")), ""]
+        return [*lines, tracebacks.coloured_message(message) if colours else message]
+
+    @functools.cached_property
+    def __notes__(self) -> list[str]:
+        """What Python shows behind the message, from 3.11 on."""
+        return [f"\n{traceback.text}" for traceback in self._folded()]
+
+    def _folded(self) -> list[tracebacks.Folded]:
+        """Those that say more than the message."""
+        traced = (failure for failure in self.elist if "\n" in failure.traceback.strip())
+        return tracebacks.folded(traced)[:LINES_SHOWN]
 
     @property
     def engines(self) -> list[int]:
@@ -273,11 +303,11 @@ class CompositeError(IPython1Error):
         return [failure.engine for failure in self.elist]
 
     def print_tracebacks(self, i: int | None = None, file: TextIO | None = None) -> None:
-        """Print the remote tracebacks, or only that of entry `i` of `elist`."""
+        """Print the remote tracebacks, equal ones once, or only that of entry `i` of `elist`."""
         out = file if file is not None else sys.stdout
-        for failure in self.elist if i is None else [self._failure(i)]:
-            print(f"[{failure.engine}:{failure.method}]:", file=out)
-            print(failure.traceback.rstrip() or failure.summary, file=out)
+        colours = tracebacks.has_colours(out, tracebacks.running_shell())
+        for traceback in tracebacks.folded(self.elist if i is None else [self._failure(i)]):
+            print("\n".join(tracebacks.coloured(traceback)) if colours else traceback.text, file=out)
 
     def raise_exception(self, i: int = 0) -> None:
         """Raise the exception of entry `i` of `elist`, with its own type where possible."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -72,6 +73,27 @@ def remove_if_empty(log: Path) -> None:
         pass
 
 
+def remove_unused_logs(folder: Path) -> None:
+    """Remove the logs of engines that say nothing, and that nobody can write to any more.
+
+    Such are left where all of a cluster was killed at once.
+    """
+    for log in folder.glob("engine-*"):
+        try:
+            fd = os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if os.fstat(fd).st_size == 0:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_size == 0:
+                    log.unlink()
+        except OSError:  # in use, or no locks here
+            pass
+        finally:
+            os.close(fd)
+
+
 def kill_group(leader: int, number: int = signal.SIGKILL) -> None:
     """Send signal `number` to the process group of `leader`, if it has any process left."""
     try:
@@ -95,7 +117,16 @@ def redirect(log: Path | None, out: Path | None = None) -> None:
 
 
 def _appendable(log: Path) -> int:
-    return os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    """Open a log, locked as long as any process has it."""
+    while True:
+        fd = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        except OSError:  # none on this file system
+            return fd
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # just removed by `remove_unused_logs`
 
 
 def _replace(source: int, target: int) -> None:

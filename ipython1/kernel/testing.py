@@ -14,9 +14,11 @@ thread that waits for it. Time passes only where something waits for it.
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.task import Clock
@@ -25,6 +27,7 @@ from ipython1.kernel.client.core import ClientCore
 from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.multiengine import MultiEngineClient
 from ipython1.kernel.client.task import TaskClient
+from ipython1.kernel.controller.ledger import CUSTODY_LIMIT, Folder
 from ipython1.kernel.controller.service import Controller
 from ipython1.kernel.engine.engine import Engine
 from ipython1.kernel.engine.shell import EngineShell
@@ -140,12 +143,18 @@ class MemoryCluster:
         None while it is down.
     engines : list
         In the order of their start.
+    detach_limit : int
+        Bytes of detached work that a controller keeps; for those started later.
     """
+
+    detach_limit = CUSTODY_LIMIT
 
     def __init__(self, n: int = 4) -> None:
         self.clock = Clock()
         self.notices: list[dict[str, Any]] = []
-        self.controller: Controller | None = Controller(self.clock, self.notices.append)
+        self._disk = tempfile.TemporaryDirectory(prefix="ipython1-")
+        self.controller: Controller | None = None
+        self.start_controller()
         self.engines: list[_Engine] = []
         self._clients: list[ClientLife] = []
         self.nanny = _Nanny(self)
@@ -185,6 +194,7 @@ class MemoryCluster:
             engine.service.stop()
         self.nanny.connection.stop()
         self.stop_controller()
+        self._disk.cleanup()
 
     # -- time -------------------------------------------------------------------------
 
@@ -258,7 +268,8 @@ class MemoryCluster:
 
     def start_controller(self) -> None:
         """A controller comes up where the last one was."""
-        self.controller = Controller(self.clock, self.notices.append)
+        folder = Folder(Path(self._disk.name) / "detached", self.detach_limit)
+        self.controller = Controller(self.clock, self.notices.append, detached=folder)
 
     def ready_ids(self) -> list[int]:
         """The ids of the engines that are registered and linked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from pathlib import Path
 INTERVAL = 0.25
 #: Bytes of a file that are looked at first, from its end.
 SHOWN = 1_000_000
+#: Files of engines that are gone which stay, the newest ones.
+KEPT = 200
 
 
 def log_lines(folder: Path, lines: int, ends: dict[Path, int]) -> Iterator[str]:
@@ -33,6 +36,16 @@ def follow(folder: Path, ends: dict[Path, int], sleep: Callable[[float], object]
         for path, found in _news(folder, ends):
             yield from _labelled(path, found)
         sleep(INTERVAL)
+
+
+def prune(folder: Path) -> None:
+    """Remove the oldest files of engines, of a cluster that does not run."""
+    found: list[tuple[float, Path]] = []
+    for path in folder.glob("engine-*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found, reverse=True)[KEPT:]:
+        path.unlink(missing_ok=True)
 
 
 def _news(folder: Path, ends: dict[Path, int]) -> Iterator[tuple[Path, list[str]]]:

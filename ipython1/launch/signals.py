@@ -18,13 +18,21 @@ class Signals:
 
     A signal that was ignored before (``nohup``, a shell's background job) stays without effect, but is
     not ignored by the processes started from here.
+
+    Parameters
+    ----------
+    *more : int
+        Other signals that do so too.
     """
+
+    def __init__(self, *more: int) -> None:
+        self._watched = (*_WATCHED, *more)
 
     def __enter__(self) -> Signals:
         self._wake, self._wakeup = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._wakeup, False)
-        self._previous: dict[int, Any] = {number: signal.signal(number, _noted) for number in _WATCHED}
+        self._previous: dict[int, Any] = {number: signal.signal(number, _noted) for number in self._watched}
         self._previous_fd = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         return self
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ipython1.kernel.error import IPython1Error
 from ipython1.kernel.files import ClusterFiles, known_clusters, write_private
+from ipython1.launch.logs import prune
 
 #: Name of the cluster that is meant where none is named.
 DEFAULT = "default"
@@ -142,6 +143,8 @@ class State:
         URL, or empty.
     temporary : bool
         The cluster's folder is removed when it ends.
+    wanted : int
+        The number of engines last asked for, with `n` or by scaling.
     """
 
     pid: int = 0
@@ -155,6 +158,7 @@ class State:
     started: float = 0.0
     dashboard: str = ""
     temporary: bool = False
+    wanted: int = 0
 
     @property
     def is_current(self) -> bool:
@@ -232,6 +236,7 @@ def held(files: ClusterFiles) -> Iterator[Lock]:
     lock = cluster_lock(files)
     if not lock.acquire():
         raise AlreadyRunning(files.cluster, State.read(files).pid)
+    prune(files.log)
     try:
         yield lock
     finally:

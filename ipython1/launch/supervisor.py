@@ -134,7 +134,8 @@ class Supervisor:
         keeps_state: bool = True,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.state = State(os.getpid(), birth(os.getpid()), n=n, started=time.time(), temporary=temporary)
+        me, began = os.getpid(), time.time()
+        self.state = State(me, birth(me), n=n, started=began, temporary=temporary, wanted=n)
         self.is_ready = False
         #: Exit status, once the end is decided.
         self.outcome: int | None = None
@@ -258,6 +259,9 @@ class Supervisor:
             self.state.engines = list(event["ids"])
             self._write()
             self._count()
+        elif what == "scaled":
+            self.state.wanted = event["n"]
+            self._write()
         elif what == "failed":
             self._failed += not event.get("replaced")
             self._show("an engine died before it was ready", event.get("output", ""))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ from ipython1.launch.logs import follow, log_lines
 from ipython1.launch.report import Banner, Report, engines_line
 from ipython1.launch.state import AlreadyRunning, NotRunning, State
 from ipython1.launch.supervisor import Supervisor
+from ipython1.scripts import status, timeline, top
 from ipython1.scripts.options import (
     NOT_RUNNING,
     Commands,
@@ -40,11 +39,11 @@ from ipython1.scripts.options import (
     cluster_option,
     daemonize_option,
     engines_options,
-    format_option,
+    times_options,
 )
+from ipython1.scripts.status import connected
 
 if TYPE_CHECKING:
-    from ipython1.kernel.client import MultiEngineClient
     from ipython1.kernel.interfaces import ILauncher
 
 #: Seconds that a cluster has to stop before it is killed.
@@ -57,8 +56,8 @@ Examples:
   ipcluster run -n 4 script.py     a cluster for one script
 \b
 Exit status:
-  0  done      2  wrong options                  4  the cluster runs already
-  1  failed    3  there is no such running cluster
+  0  done      2  wrong options                      4  the cluster runs already
+  1  failed    3  there is no such running cluster   5  not all of its engines are there and well
 """
 
 
@@ -81,18 +80,25 @@ def main() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [as last time, or 10105]")
 @click.option("--location", metavar="HOST[:PORT]", help="Where others find the controller.  [--ip]")
 @click.option("--dashboard/--no-dashboard", default=True, help="Serve a web page on this machine.  [yes]")
+@times_options
 @click.option(
-    "--client-grace",
-    type=click.FloatRange(0),
-    default=30.0,
-    metavar="SECONDS",
-    help="How long the queue keeps the work of a client that is gone.  [30]",
+    "--detach-limit",
+    type=click.IntRange(0),
+    metavar="MB",
+    help="How much detached work is kept on disk.  [10000]",
 )
 @click.option(
     "--scheduler",
     default="leastload",
     metavar="NAME",
     help="Which tasks go first, and where: leastload, fifo, lifo, random, weighted.  [leastload]",
+)
+@click.option(
+    "--queue-limit",
+    type=click.IntRange(1),
+    default=1024,
+    metavar="MIB",
+    help="How much work that has not ended the controller holds.  [1024]",
 )
 @daemonize_option
 @click.option("--temporary", is_flag=True, hidden=True)
@@ -106,8 +112,10 @@ def start(
     port: int | None,
     location: str | None,
     dashboard: bool,
-    client_grace: float,
+    times: Sequence[str],
+    detach_limit: int | None,
     scheduler: str,
+    queue_limit: int,
     daemonize: bool,
     restart: bool,
     stuck: str,
@@ -121,7 +129,8 @@ def start(
     make = find_launcher(where)
     options = ["--ip", ip, "--dashboard" if dashboard else "--no-dashboard"]
     options += ["--location", location] if location else []
-    options += ["--client-grace", f"{client_grace:g}", "--scheduler", scheduler]
+    options += [] if detach_limit is None else ["--detach-limit", str(detach_limit)]
+    options += [*times, "--scheduler", scheduler, "--queue-limit", str(queue_limit)]
     on_ready = _background(files) if daemonize else partial(_tell, ready_fd)
     with states.held(files):
         supervisor = Supervisor(
@@ -296,76 +305,7 @@ def clean(files: ClusterFiles | None, everything: bool) -> None:
             raise AlreadyRunning(each.cluster, State.read(each).pid)
 
 
-# -- looking -----------------------------------------------------------------------
-
-
-@main.command("list", epilog="\b\nExample:  ipcluster list -o json")
-@format_option
-def list_(form: str) -> None:
-    """List the clusters of this user that run on this machine, and the stopped ones that left something."""
-    known = [(files, _facts(files)) for files in states.all_clusters()]
-    found = [
-        facts for files, facts in known if facts["state"] == "running" or states.has_left_something(files)
-    ]
-    if form == "json":
-        click.echo(json.dumps(found, indent=1))
-    elif not found:
-        click.echo("no clusters")
-    else:
-        rows = [("CLUSTER", "STATE", "PID", "ADDRESS", "ENGINES", "STARTED")]
-        for facts in found:
-            count = str(len(facts["engines"])) if facts["state"] == "running" else ""
-            began = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started"])) if count else ""
-            rows.append(
-                (facts["cluster"], facts["state"], str(facts["pid"] or ""), facts["address"], count, began)
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _facts(files: ClusterFiles) -> dict[str, Any]:
-    alive = states.is_running(files)
-    found = State.read(files) if alive else State()
-    return {
-        "cluster": files.cluster,
-        "state": "running" if alive else "stopped",
-        "pid": found.pid,
-        "controller": found.controller,
-        "address": found.address,
-        "engines": found.engines,
-        "started": found.started,
-        "dashboard": found.dashboard,
-    }
-
-
-@contextmanager
-def connected(files: ClusterFiles) -> Iterator[MultiEngineClient]:
-    """A client of a running cluster."""
-    if not states.is_running(files) and not states.controller_lock(files).is_held():
-        raise NotRunning(files.cluster)
-    from ipython1.kernel.client import MultiEngineClient
-
-    with MultiEngineClient(files.furl("multiengine")) as mec:
-        yield mec
-
-
-@main.command(epilog="\b\nExample:  ipcluster status -o json")
-@cluster_option()
-@format_option
-def status(files: ClusterFiles, form: str) -> None:
-    """Show a running cluster: its engines, and what they do."""
-    with connected(files) as mec:
-        table = mec.status()
-    facts = _facts(files)
-    if form == "json":
-        click.echo(json.dumps({**facts, "engines": list(table)}, indent=1))
-        return
-    if facts["address"]:
-        click.echo(f"controller   {facts['address']}  (pid {facts['controller']})")
-    if facts["dashboard"]:
-        click.echo(f"dashboard    {facts['dashboard']}")
-    click.echo(repr(table))
+# -- looking, and the rest ----------------------------------------------------------
 
 
 @main.command(epilog="\b\nExample:  ipcluster scale 8")
@@ -415,6 +355,9 @@ def logs(files: ClusterFiles, keep_on: bool, lines: int) -> None:
         except KeyboardInterrupt:
             pass
 
+
+for _command in (*status.COMMANDS, *top.COMMANDS, *timeline.COMMANDS):
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main(prog_name="ipcluster")

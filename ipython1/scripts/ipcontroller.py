@@ -17,6 +17,8 @@ from ipython1.kernel.files import FURL_FILES, ClusterFiles
 PORT = 10105
 #: Seconds in which everything is closed at the end.
 GRACE = 5.0
+#: The longest time that may be set, in seconds.
+DAY = 86400.0
 #: Bytes of a log file, and number of old ones kept.
 LOG_SIZE = 5_000_000
 LOGS_KEPT = 4
@@ -56,16 +58,74 @@ def parser() -> argparse.ArgumentParser:
     add("--dashboard", action=argparse.BooleanOptionalAction, default=True, help="serve a web page too [yes]")
     add(
         "--client-grace",
-        type=float,
+        type=seconds,
         default=30.0,
         metavar="SECONDS",
         help="how long the queue keeps the work of a client that is gone [30]",
     )
     add(
+        "--engine-grace",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long an engine may be away, if its nanny is too, before it counts as dead [10]",
+    )
+    add(
+        "--controller-grace",
+        type=seconds,
+        metavar="SECONDS",
+        help="how long engines and clients look for a controller that is away [120, clients 60]",
+    )
+    add(
+        "--dead-link-after",
+        type=partial(seconds, low=1.0),
+        default=60.0,
+        metavar="SECONDS",
+        help="how long nothing may be heard from another host before its links count as lost [60]",
+    )
+    add(
+        "--detach-limit",
+        type=megabytes,
+        default=10_000,
+        metavar="MB",
+        help="how much detached work is kept on disk, at most [10000]",
+    )
+    add(
         "--scheduler", default="leastload", metavar="NAME", help="which tasks go first, and where [leastload]"
+    )
+    add(
+        "--queue-limit",
+        type=mebibytes,
+        default=1024,
+        metavar="MIB",
+        help="how much work that has not ended the controller holds [1024]",
     )
     add("--status-fd", type=int, metavar="FD", help="a file descriptor that takes JSON lines on what happens")
     return parse
+
+
+def megabytes(text: str) -> int:
+    """A size on the command line."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def seconds(text: str, low: float = 0.0) -> float:
+    """A time on the command line."""
+    value = float(text)
+    if not low <= value <= DAY:
+        raise argparse.ArgumentTypeError(f"must be from {low:g} to {DAY:g} seconds, not {text}")
+    return value
+
+
+def mebibytes(text: str) -> int:
+    """A size on the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return value
 
 
 class Status:
@@ -173,8 +233,10 @@ class ControllerProcess:
 
     async def start(self) -> None:
         """Build everything, and listen. Where that fails, the reactor is stopped."""
+        from twisted.internet.threads import deferToThread
         from twisted.logger import Logger
 
+        from ipython1.kernel.controller.ledger import Folder
         from ipython1.kernel.controller.scheduler import make_scheduler
         from ipython1.kernel.controller.service import Controller
 
@@ -184,7 +246,12 @@ class ControllerProcess:
                 self._reactor,
                 self._notify,
                 client_grace=self._options.client_grace,
+                engine_grace=self._options.engine_grace,
+                controller_grace=self._options.controller_grace,
                 scheduler=make_scheduler(self._options.scheduler),
+                queue_limit=self._options.queue_limit << 20,
+                detached=Folder(self._files.run / "detached", self._options.detach_limit * 1_000_000),
+                in_thread=deferToThread,
             )
             self._closers.append(controller.stop)
             listener = await self._listen(controller)
@@ -195,7 +262,7 @@ class ControllerProcess:
         self._closers.append(listener.stop)
         event: dict[str, Any] = {"host": listener.host, "port": listener.port, "pid": os.getpid()}
         if self._options.dashboard:
-            event["dashboard"] = await self._dashboard(controller, listener.port)
+            event["dashboard"] = await self._dashboard(controller, listener)
         log.info("listens at {host}:{port}, pid {pid}", **event)
         self._status.tell({"event": "listening", **event})
         self._say(f"controller   {listener.host}:{listener.port}  (pid {event['pid']})")
@@ -207,7 +274,15 @@ class ControllerProcess:
 
         doors = {kind: controller.door(kind) for kind in FURL_FILES}
         options = self._options
-        at = partial(serve, self._reactor, self._files, doors, ip=options.ip, location=options.location)
+        at = partial(
+            serve,
+            self._reactor,
+            self._files,
+            doors,
+            ip=options.ip,
+            location=options.location,
+            dead_after=options.dead_link_after,
+        )
         *tries, last = ports(self._files, options.port)
         for port in tries:
             try:
@@ -216,19 +291,25 @@ class ControllerProcess:
                 continue  # that port is taken; anything else fails with the last one too
         return await at(port=last)
 
-    async def _dashboard(self, controller: Any, port: int) -> str | None:
+    async def _dashboard(self, controller: Any, listener: Any) -> str | None:
         """The URL; a cluster is of use without a dashboard too."""
         from twisted.logger import Logger
 
         from ipython1.web.dashboard import serve_dashboard
 
         try:
-            url, stop = await serve_dashboard(self._reactor, controller, (port + 1) % 65536)
+            served = await serve_dashboard(
+                self._reactor,
+                controller,
+                (listener.port + 1) % 65536,
+                listener.furls,
+                self._files.cluster,
+            )
         except Exception:  # noqa: BLE001 -- whatever it is, it is in the log
             Logger().failure("no dashboard")
             return None
-        self._closers.append(stop)
-        return str(url)
+        self._closers.append(served.stop)
+        return served.url
 
     def _notify(self, event: dict[str, Any]) -> None:
         self._status.tell(event)
@@ -306,8 +387,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parse.error(str(error))
     if options.port is not None and not 0 <= options.port < 65536:
         parse.error("--port must be from 0 to 65535")
-    if not options.client_grace >= 0:
-        parse.error("--client-grace must not be negative")
     os.umask(0o077)
     open_many_files()
     sys.exit(run(files, options))

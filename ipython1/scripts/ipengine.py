@@ -90,6 +90,7 @@ def _run(n: int, furl: str, log_dir: Path, options: dict[str, Any]) -> int:
     from ipython1.kernel.engine.process import agent_main, engine_main, preload
     from ipython1.kernel.engine.zygote import Zygote
     from ipython1.kernel.error import BadFURL
+    from ipython1.kernel.processes import remove_unused_logs
     from ipython1.kernel.wire.tubs import split_furl
 
     shell = preload()
@@ -107,6 +108,7 @@ def _run(n: int, furl: str, log_dir: Path, options: dict[str, Any]) -> int:
         log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         return _fail(f"cannot make the folder {log_dir} ({error.strerror}). Name another with --log-dir.", 1)
+    remove_unused_logs(log_dir)
     _log_to_stderr()
     zygote = Zygote(interrupted=lambda _number: nanny.quit())
     nanny = Nanny(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from ipython1.kernel.files import ClusterFiles
 from ipython1.launch.state import DEFAULT, AlreadyRunning, NotRunning
 
 #: Exit statuses, beside 0 and click's 2 for wrong options.
-FAILED, NOT_RUNNING, ALREADY_RUNNING = 1, 3, 4
+FAILED, NOT_RUNNING, ALREADY_RUNNING, INCOMPLETE = 1, 3, 4, 5
 
 
 class Failure(click.ClickException):
@@ -102,7 +103,31 @@ def engines_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def times_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `ipcontroller` on times; the command gets them as its argument `times`."""
+    options = (
+        ("client-grace", 0, "How long the queue keeps the work of a client that is gone.  [30]"),
+        ("engine-grace", 0, "How long an engine may be away together with its nanny.  [10]"),
+        ("controller-grace", 0, "How long engines and clients look for the controller.  [120, clients 60]"),
+        ("dead-link-after", 1, "How long another host may be silent.  [60]"),
+    )
+
+    @functools.wraps(command)
+    def with_times(**arguments: Any) -> Any:
+        times: list[str] = []
+        for name, _, _ in options:
+            value = arguments.pop(name.replace("-", "_"))
+            times += [f"--{name}", f"{value:g}"] if value is not None else []
+        return command(times=times, **arguments)
+
+    wrapped: Callable[..., Any] = with_times
+    for name, low, text in reversed(options):
+        kind = click.FloatRange(low, 86400)
+        wrapped = click.option(f"--{name}", type=kind, metavar="SECONDS", help=text)(wrapped)
+    return wrapped
+
+
 format_option = click.option(
-    "-o", "form", type=click.Choice(["table", "json"]), default="table", help="How to print it.  [table]"
+    "-o", "form", type=click.Choice(["text", "json"]), default="text", help="How to print it.  [text]"
 )
 daemonize_option = click.option("--daemonize", is_flag=True, help="Return when the engines are ready.")

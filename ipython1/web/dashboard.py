@@ -1,178 +1,76 @@
 """The dashboard: what the engines of a cluster do, in a browser.
 
-One page without any network asset, on the loopback interface. It opens with
-a token in the address (``/?token=…``), which becomes a cookie; without either
-every page but ``/health`` answers 403. The page shows a table that is made
-here and fetched again each second.
+A page, its files and its data, on the loopback interface. It opens with a
+token in the address (``/?token=…``), which becomes a cookie; without one every
+page but ``/health`` answers 403.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
-import time
-from collections.abc import Callable, Iterable, Mapping
-from html import escape
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IReactorTCP
 from twisted.protocols.policies import WrappingFactory
-from twisted.web.http import FORBIDDEN, NOT_FOUND
+from twisted.web.http import BAD_REQUEST, CONFLICT, FORBIDDEN, NOT_ALLOWED, NOT_FOUND
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-HOST = "127.0.0.1"
+from ipython1.kernel.controller.service import Controller
+from ipython1.kernel.error import IPython1Error
+from ipython1.web.events import Broadcast, Events, encoded
+from ipython1.web.guard import Guard, Right
+from ipython1.web.metrics import render_metrics
+from ipython1.web.overview import Overview
 
-#: Attribute of a cell that holds a number.
-NUMBER = ' class="n"'
-#: Head of the table, and whether the column holds numbers.
-COLUMNS = (
-    ("id", True),
-    ("host", False),
-    ("pid", True),
-    ("state", False),
-    ("CPU", True),
-    ("memory", True),
-    ("running", False),
-    ("for", True),
-    ("queue", True),
-    ("restarts", True),
-)
+HOST = "127.0.0.1"
+#: Twisted has no name for this one.
+MISDIRECTED_REQUEST = 421
+#: Connections at a time, and bytes of what one sends with a request.
+CONNECTIONS = 256
+BODY_LIMIT = 64 * 1024
+
+#: The files of the page, and what they are.
+FILES: Mapping[str, str] = {
+    "index.html": "text/html",
+    "dashboard.css": "text/css",
+    "main.js": "text/javascript",
+    "engines.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "timeline.js": "text/javascript",
+    "format.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+PAGES = ("/state.json", "/events", "/metrics", "/health")
+#: What may be done to engines, each with a POST.
+ACTIONS = ("interrupt", "restart")
 
 DENIED = (
     "Open the dashboard with the whole address that ipcluster printed: its token is missing or wrong here."
 )
-MISSING = "There is no such page; the dashboard has /, /table, /status.json and /health."
+MISDIRECTED = "The dashboard is at 127.0.0.1 or localhost only; open it under one of these names."
+MISSING = f"There is no such page; the dashboard has {', '.join(('/', *PAGES))}."
+LOOK_ONLY = "This address may look, not act; or the request comes from another page than the dashboard."
+READ_ONLY = "This page can be read, nothing else."
+BAD_BODY = 'Send {"engines": [0, 1]}, ids of engines.'
 
-#: Everything a page may load comes from the page itself; `{nonce}` is new on each.
+#: Everything a page loads comes from here, and nothing in it runs but its own files.
 POLICY = (
-    "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'"
 )
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ipython1 cluster</title>
-<noscript><meta http-equiv="refresh" content="2"></noscript>
-<style nonce="{nonce}">
-:root {{ color-scheme: light dark;
-  --ink: #1c1f24; --soft: #626a75; --line: #d9dde3; --page: #fff; --bad: #b3261e; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e4e7eb; --soft: #98a1ad; --line: #353b44; --page: #16181c; --bad: #ff8a80; }}
-}}
-body {{ margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: var(--ink); background: var(--page);
-  font: 15px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.2rem; }}
-table {{ width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .6rem; border-bottom: 1px solid var(--line);
-  text-align: left; white-space: nowrap; }}
-th {{ color: var(--soft); font-weight: 500; }}
-.n {{ text-align: right; }}
-.command {{ max-width: 22rem; overflow: hidden; text-overflow: ellipsis;
-  font-family: ui-monospace, monospace; }}
-meter {{ width: 4rem; vertical-align: middle; }}
-.scroll {{ overflow-x: auto; }}
-#lost {{ color: var(--bad); }}
-</style>
-</head>
-<body>
-<h1>ipython1 cluster</h1>
-<div id="table" class="scroll">{table}</div>
-<p id="lost" role="status" hidden>The controller does not answer; what stands above is what it said last.</p>
-<script nonce="{nonce}">
-"use strict";
-if (location.search) history.replaceState(null, "", "/");
-const table = document.getElementById("table"), lost = document.getElementById("lost");
-async function refresh() {{
-  try {{
-    const answer = await fetch("/table", {{cache: "no-store"}});
-    if (!answer.ok) throw new Error(answer.status);
-    table.innerHTML = await answer.text();
-    lost.hidden = true;
-  }} catch {{
-    lost.hidden = false;
-  }}
-  setTimeout(refresh, 1000);
-}}
-setTimeout(refresh, 1000);
-</script>
-</body>
-</html>
-"""
-
-
-class StatusSource(Protocol):
-    """What the dashboard shows: a controller."""
-
-    def status(self) -> list[dict[str, Any]]:
-        """One dict an engine: id, host, pid, state, cpu, rss, running, since, queue, restarts."""
-
-
-def size(count: float | None) -> str:
-    """A number of bytes, readable."""
-    if count is None:
-        return ""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """A time span, readable; never negative, for clocks of two hosts differ."""
-    seconds = max(0.0, seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
-
-
-def _cells(engine: Mapping[str, Any], now: float) -> Iterable[str]:
-    """The cells of one engine's row, as HTML, in the order of `COLUMNS`."""
-
-    def text(name: str) -> str:
-        value = engine.get(name)
-        return "" if value is None else escape(str(value))
-
-    yield text("id")
-    yield text("host")
-    yield text("pid")
-    yield text("state")
-    cpu = engine.get("cpu")
-    yield "" if cpu is None else f'{cpu:.0f} % <meter min="0" max="100" value="{min(cpu, 100):.0f}"></meter>'
-    yield size(engine.get("rss"))
-    yield text("running")
-    since = engine.get("since")
-    busy = engine.get("running") is not None or engine.get("state") != "ready"
-    yield duration(now - since) if since and busy else ""
-    yield text("queue")
-    yield text("restarts")
-
-
-def render_table(engines: Iterable[Mapping[str, Any]], now: float) -> str:
-    """The table of engines as HTML; every value of theirs is escaped."""
-    rows = []
-    for engine in engines:
-        cells = []
-        for (name, is_number), cell in zip(COLUMNS, _cells(engine, now), strict=True):
-            kind = NUMBER if is_number else ""
-            if name == "running":
-                kind = f' class="command" title="{cell}"'
-            cells.append(f"<td{kind}>{cell}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    if not rows:
-        return "<p>No engines. Start some with: ipcluster scale 4</p>"
-    head = "".join(f'<th scope="col"{NUMBER if is_number else ""}>{name}</th>' for name, is_number in COLUMNS)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": POLICY,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
 class _Answer(Resource):
@@ -180,77 +78,119 @@ class _Answer(Resource):
 
     isLeaf = True  # noqa: N815 -- Twisted's name
 
-    def __init__(self, kind: str, make: Callable[[Request], str], code: int | None = None) -> None:
+    def __init__(self, kind: str, make: Callable[[], bytes], code: int | None = None) -> None:
         super().__init__()
         self.kind, self.make, self.code = kind, make, code
 
-    def render_GET(self, request: Request) -> bytes:
+    def render(self, request: Request) -> bytes:
+        """Answer, whatever the method: who may send what was decided before."""
         if self.code is not None:
             request.setResponseCode(self.code)
         request.setHeader("content-type", f"{self.kind}; charset=utf-8")
-        return self.make(request).encode("utf-8", "backslashreplace")
+        return self.make()
 
 
 def _sentence(text: str, code: int | None = None) -> _Answer:
-    return _Answer("text/plain", lambda request: text + "\n", code)
+    return _Answer("text/plain", lambda: f"{text}\n".encode(), code)
+
+
+class _Action(Resource):
+    """Something done to engines, for those who may."""
+
+    isLeaf = True  # noqa: N815 -- Twisted's name
+
+    def __init__(self, act: Callable[[list[int]], None]) -> None:
+        super().__init__()
+        self.act = act
+
+    def render_POST(self, request: Request) -> bytes:
+        try:
+            ids = json.loads(request.content.read())["engines"]  # type: ignore[union-attr]
+            if not isinstance(ids, list) or not all(type(id) is int for id in ids):
+                raise TypeError("engines must be ids")
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return _sentence(BAD_BODY, BAD_REQUEST).render(request)
+        try:
+            self.act(ids)
+        except IPython1Error as error:
+            return _sentence(str(error), CONFLICT).render(request)
+        return _sentence("done").render(request)
 
 
 class Dashboard(Resource):
-    """The pages, behind the token.
+    """The pages, behind the guard.
 
     Parameters
     ----------
-    controller : StatusSource
-        Whose engines are shown.
-    token : str
-        What must come in the query or in the cookie.
-    now : callable
-        Seconds since the epoch.
+    overview : Overview
+        What is shown.
+    broadcast : Broadcast
+        Who watches.
+    guard : Guard
+        Who may.
     """
 
-    def __init__(self, controller: StatusSource, token: str, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, overview: Overview, broadcast: Broadcast, guard: Guard) -> None:
         super().__init__()
-        self.controller = controller
-        self.token = token.encode()
-        self.now = now
-        self.pages = {
-            b"": _Answer("text/html", self._page),
-            b"table": _Answer("text/html", self._table),
-            b"status.json": _Answer("application/json", self._json),
-        }
+        self.guard = guard
+        self._overview = overview
+        self._broadcast = broadcast
+        folder = files("ipython1.web") / "static"
+        self._files = {name: (folder / name).read_bytes() for name in FILES}
 
     def getChild(self, name: bytes, request: Request) -> Resource:
         """The page called `name`, or a sentence why not."""
-        request.setHeader("cache-control", "no-store")
-        request.setHeader("x-content-type-options", "nosniff")
-        request.setHeader("referrer-policy", "no-referrer")
+        for header, value in HEADERS.items():
+            request.setHeader(header, value)
         if name == b"health":
             return _sentence("ok")
-        if not self._admitted(request):
+        if not self.guard.called_rightly(request):
+            return _sentence(MISDIRECTED, MISDIRECTED_REQUEST)
+        right = self.guard.right(request)
+        if right is None:
             return _sentence(DENIED, FORBIDDEN)
-        return self.pages.get(name) or _sentence(MISSING, NOT_FOUND)
+        page = name.decode("ascii", "replace")
+        if page in ACTIONS:
+            if request.method != b"POST" or not self.guard.may_act(request):
+                return _sentence(LOOK_ONLY, FORBIDDEN)
+            return _Action(self._interrupt if page == "interrupt" else self._restart)
+        if request.method not in (b"GET", b"HEAD"):
+            return _sentence(READ_ONLY, NOT_ALLOWED)
+        return self._page(page, right) or _sentence(MISSING, NOT_FOUND)
 
-    def _admitted(self, request: Request) -> bool:
-        """Whether the token is there; one in the query becomes a cookie."""
-        # Cookies of one host are shared among its ports, hence the port in the name.
-        cookie = f"ipython1-{request.getHost().port}"
-        [asked, *more] = request.args.get(b"token", [b""])
-        if not more and secrets.compare_digest(asked, self.token):
-            request.addCookie(cookie, self.token, path="/", httpOnly=True, sameSite="strict")
-            return True
-        kept = request.getCookie(cookie.encode())
-        return kept is not None and secrets.compare_digest(kept, self.token)
+    def _page(self, name: str, right: Right) -> Resource | None:
+        name = name or "index.html"
+        if name in FILES:
+            return _Answer(FILES[name], lambda: self._files[name])
+        may_act = right == "act"
+        if name == "events":
+            return Events(self._broadcast, may_act)
+        if name == "state.json":
+            return _Answer("application/json", lambda: encoded(self._overview.state(may_act)))
+        if name == "metrics":
+            watchers = self._broadcast.watchers
+            kind = "text/plain; version=0.0.4"
+            return _Answer(kind, lambda: render_metrics(self._overview, watchers).encode())
+        return None
 
-    def _page(self, request: Request) -> str:
-        nonce = secrets.token_urlsafe(16)
-        request.setHeader("content-security-policy", POLICY.format(nonce=nonce))
-        return PAGE.format(nonce=nonce, table=self._table(request))
+    def _interrupt(self, ids: list[int]) -> None:
+        self._overview.controller.interrupt(ids)
+        self._broadcast.soon()
 
-    def _table(self, request: Request) -> str:
-        return render_table(self.controller.status(), self.now())
+    def _restart(self, ids: list[int]) -> None:
+        self._overview.controller.questions.restart({"targets": ids})
+        self._broadcast.soon()
 
-    def _json(self, request: Request) -> str:
-        return json.dumps({"time": self.now(), "engines": self.controller.status()}, default=str)
+
+class _Request(Request):
+    """A request that brings no more with it than it needs."""
+
+    def gotLength(self, length: int | None) -> None:
+        """Called with the length of the body, None where that is not said."""
+        super().gotLength(length)
+        if length is None or length > BODY_LIMIT:
+            transport: Any = self.channel.transport
+            transport.abortConnection()
 
 
 class _QuietSite(Site):
@@ -263,36 +203,51 @@ class _QuietSite(Site):
         """Log nothing."""
 
 
+class _Connections(WrappingFactory):
+    """Knows the connections that are open, and has no more than `CONNECTIONS`."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Take a connection, or None to turn it away."""
+        return super().buildProtocol(addr) if len(self.protocols) < CONNECTIONS else None
+
+
+class Served(NamedTuple):
+    """A dashboard that is served."""
+
+    url: str  # with the token of those who may act
+    look: str  # ... of those who may look
+    #: Ends the service and its connections; its Deferred fires when nothing listens any more.
+    stop: Callable[[], Deferred[None]]
+
+
 def serve_dashboard(
-    reactor: IReactorTCP, controller: StatusSource, port: int
-) -> Deferred[tuple[str, Callable[[], Deferred[None]]]]:
+    reactor: Any, controller: Controller, port: int, furls: Mapping[str, str], cluster: str = ""
+) -> Deferred[Served]:
     """Serve the dashboard of `controller` on the loopback interface.
 
     Parameters
     ----------
-    reactor : IReactorTCP
+    reactor : IReactorTCP, IReactorTime
         Where to listen.
-    controller : StatusSource
-        Whose ``status()`` is shown.
+    controller : Controller
+        What is shown.
     port : int
         TCP port; another free one is taken where it is in use, or 0.
-
-    Returns
-    -------
-    Deferred of (str, callable)
-        The address with its token, and a function that ends the service and
-        its connections, whose Deferred fires when nothing listens any more.
+    furls : mapping
+        The FURLs by kind, from which the tokens are made.
+    cluster : str
+        What it is called.
     """
-    return maybeDeferred(_serve, reactor, controller, port)
+    return maybeDeferred(_serve, reactor, controller, port, furls, cluster)
 
 
-def _serve(
-    reactor: IReactorTCP, controller: StatusSource, port: int
-) -> tuple[str, Callable[[], Deferred[None]]]:
-    token = secrets.token_urlsafe(24)
-    site = _QuietSite(Dashboard(controller, token), reactor=reactor)
-    factory: Any = WrappingFactory(site)  # it knows the connections that are open
-    factory.noisy = False
+def _serve(reactor: Any, controller: Controller, port: int, furls: Mapping[str, str], cluster: str) -> Served:
+    overview, guard = Overview(controller, cluster), Guard(furls)
+    broadcast = Broadcast(reactor, overview)
+    site = _QuietSite(Dashboard(overview, broadcast, guard), requestFactory=_Request, reactor=reactor)
+    factory: Any = _Connections(site)
     try:
         listening: Any = reactor.listenTCP(port, factory, interface=HOST)
     except CannotListenError:
@@ -302,6 +257,8 @@ def _serve(
         stopped: Deferred[None] = maybeDeferred(listening.stopListening)
         for connection in list(factory.protocols):
             connection.transport.abortConnection()
+        broadcast.stop()
         return stopped
 
-    return f"http://{HOST}:{listening.getHost().port}/?token={token}", stop
+    address = f"http://{HOST}:{listening.getHost().port}/?token="
+    return Served(address + guard.tokens["act"], address + guard.tokens["look"], stop)

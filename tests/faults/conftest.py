@@ -20,8 +20,12 @@ import pytest
 
 from ipython1.kernel.client import MultiEngineClient
 from ipython1.kernel.files import ClusterFiles
+from ipython1.kernel.wire import segments
 from ipython1.launch.state import State
 from tests.conftest import ReactorThread
+
+from . import notes
+from .tally import TALLY, dead_segments, gone_soon, processes_of
 
 ROOT = Path(__file__).parents[2]
 IPCLUSTER = [sys.executable, "-m", "ipython1.scripts.ipcluster"]
@@ -51,7 +55,14 @@ def until(true: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
 
 def environment() -> dict[str, str]:
     """What every process here runs with."""
-    return {**os.environ, "PYTHONPATH": os.fspath(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join((os.fspath(ROOT), os.fspath(notes.NOTING)))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def left_files(files: ClusterFiles) -> list[Path]:
+    """What a cluster that is over should not have left in its folder."""
+    there = (p.relative_to(files.folder) for p in files.folder.rglob("*") if not p.is_dir())
+    return sorted(p for p in there if not any(fnmatch.fnmatch(os.fspath(p), kept) for kept in KEPT))
 
 
 def lives(process: psutil.Process) -> bool:
@@ -149,10 +160,22 @@ class Rig:
 
     # -- the end -------------------------------------------------------------------------
 
+    def lost(self) -> list[Any]:
+        """The results that clients wait for though no engine has anything to do."""
+        waiting = [pending for mec in self._clients for pending in mec.pending]
+        if not waiting:
+            return []
+        queues = self.client().queue_status(block=False).get_result(timeout=PATIENCE)
+        return [] if any(queue["queue"] or queue["pending"] for _, queue in queues) else waiting
+
     def stop(self) -> None:
-        """Stop it in order, and see that nothing is left."""
+        """Stop it in order, and see that no result and nothing else is left."""
         port = self.state.port
         self.look()
+        TALLY.survivors |= {process.pid for process in self._members if lives(process)}
+        lost = gone_soon(self.lost) if self.process.poll() is None else []
+        TALLY.lost += len(lost)
+        assert lost == [], "nobody works on these"
         for mec in self._clients:
             mec.close()
         if self.process.poll() is None:
@@ -162,10 +185,9 @@ class Rig:
         if port:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port), 1).close()
-        left = sorted(
-            p.relative_to(self.files.folder) for p in self.files.folder.rglob("*") if not p.is_dir()
-        )
-        assert [p for p in left if not any(fnmatch.fnmatch(os.fspath(p), kept) for kept in KEPT)] == []
+        left = left_files(self.files)
+        TALLY.left["files"] += len(left)
+        assert left == []
         empty = [p for p in self.files.log.glob("engine-*") if p.stat().st_size == 0]
         assert empty == [], "logs that say nothing"
 
@@ -178,6 +200,38 @@ class Rig:
             if lives(process):
                 process.kill()
         self.process.communicate(timeout=PATIENCE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The count, where any of these tests ran."""
+    if TALLY.faults:
+        terminalreporter.section("faults")
+        for line in TALLY.lines():
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def _accounts(ipython1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Counts the faults of a test, and what ran; fails it for what ran twice or is left."""
+    noted = tmp_path / "notes-of-engines"
+    monkeypatch.setenv("IP1_NOTES", os.fspath(noted))
+    before = processes_of(ipython1_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", TALLY.watched(os.kill))
+        yield
+    ran = notes.read(noted, TALLY.survivors.__contains__)
+    TALLY.commands += ran.commands
+    TALLY.tasks += ran.tasks
+    TALLY.twice += len(ran.twice)
+    TALLY.survivors.clear()
+    left = {
+        "processes": gone_soon(lambda: [each for each in processes_of(ipython1_dir) if each not in before]),
+        "segments": gone_soon(dead_segments),
+    }
+    TALLY.left.update({kind: len(found) for kind, found in left.items()})
+    segments.sweep()  # once counted
+    assert ran.twice == []
+    assert {kind: found for kind, found in left.items() if found} == {}
 
 
 @pytest.fixture
@@ -219,7 +273,7 @@ class Proxy:
         self.delay = 0.0  # seconds for each piece, each way
         self.accepted = 0
         self._target = target
-        self._open: set[socket.socket] = set()
+        self._open: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -232,24 +286,29 @@ class Proxy:
         assert count == 1
         return changed
 
-    def cut(self) -> int:
-        """Reset every connection there is; returns how many."""
+    def cut(self, oldest: int | None = None) -> int:
+        """Reset every connection there is, or the oldest ones; returns how many."""
+        count = self._reset(oldest)
+        TALLY.fault("connections cut", count)
+        return count
+
+    def _reset(self, oldest: int | None = None) -> int:
         with self._lock:
-            ends, self._open = self._open, set()
-        for end in ends:
+            cut, self._open = self._open[:oldest], [] if oldest is None else self._open[oldest:]
+        for end in (end for ends in cut for end in ends):
             try:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
             except OSError:
                 pass
             end.close()
-        return len(ends) // 2
+        return len(cut)
 
     def close(self) -> None:
         """End the proxy."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.cut()
+        self._reset()
         for thread in self._threads:
             thread.join(PATIENCE)
             assert not thread.is_alive()
@@ -261,18 +320,24 @@ class Proxy:
             except OSError:
                 return
             self.accepted += 1
-            try:
-                far = socket.create_connection(("127.0.0.1", self._target()), PATIENCE)
-            except OSError:
-                near.close()
-                continue
-            far.settimeout(None)
-            with self._lock:
-                self._open |= {near, far}
-            for ends in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._pump, args=ends, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            self._run(self._connect, near)
+
+    def _run(self, work: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _connect(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target()), PATIENCE)
+        except OSError:
+            near.close()
+            return
+        far.settimeout(None)
+        with self._lock:
+            self._open.append((near, far))
+        for ends in ((near, far), (far, near)):
+            self._run(self._pump, *ends)
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         try:

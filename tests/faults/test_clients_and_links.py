@@ -18,6 +18,7 @@ import pytest
 from ipython1.kernel.client import MultiEngineClient
 
 from .conftest import PATIENCE, Proxy, Rig, environment, until
+from .tally import TALLY
 from .test_engine_deaths import pid_of
 
 CLIENT = """
@@ -44,10 +45,10 @@ LEAVER = """
 """
 
 
-def program(text: str, cluster: str) -> subprocess.Popen[str]:
+def program(text: str, cluster: str, stdin: int | None = None) -> subprocess.Popen[str]:
     """A program that uses a cluster."""
     command = [sys.executable, "-c", textwrap.dedent(text), cluster]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stdin=stdin, stdout=subprocess.PIPE, text=True)
 
 
 def killed_client(cluster: str) -> None:
@@ -146,6 +147,7 @@ def test_strangers_at_the_port(start: Callable[..., Rig]) -> None:
     rig = start(1)
     mec = rig.client()
     port = rig.state.port
+    TALLY.fault("strangers at the port", 200)
     guests = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(200)]
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)  # TLS, half of a ClientHello
     tub = rig.files.furl("multiengine").read_text()[5:37].encode()

@@ -16,6 +16,7 @@ from ipython1.kernel.files import ClusterFiles
 from tests.conftest import ReactorThread
 
 from .conftest import IPCLUSTER, PATIENCE, Rig, environment
+from .tally import TALLY
 from .test_engine_deaths import back, pid_of
 
 #: Runs a command where a small file system of its own hides a folder, from it and its children.
@@ -39,6 +40,7 @@ def _mountable(tmp_path: Path) -> None:
 
 def fails(files: ClusterFiles, prefix: list[str]) -> str:
     """What an ipcluster that does not start says."""
+    TALLY.fault("folders and disks of no use")
     command = [*prefix, *IPCLUSTER, "start", "-n", "1", "--cluster", files.cluster, "--port", "0"]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -94,6 +96,7 @@ def rig(reactor_thread: ReactorThread, files: ClusterFiles) -> Iterator[Rig]:
 
 def test_a_disk_that_gets_full_later(rig: Rig) -> None:
     mec: MultiEngineClient = rig.client()
+    TALLY.fault("folders and disks of no use")
     filler = rig.files.folder / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:

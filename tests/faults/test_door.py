@@ -51,6 +51,7 @@ from ipython1.kernel.wire.sniffing import MAGIC
 from tests.conftest import ReactorThread
 
 from .conftest import PATIENCE, Rig, until
+from .tally import TALLY
 
 #: Lines that one test may add to the log of the controller.
 LINES = 80
@@ -74,6 +75,7 @@ class Hostile:
     def __init__(
         self, thread: ReactorThread, furl: str, kind: str, lanes: tuple[str, ...] = (), **hello: Any
     ) -> None:
+        TALLY.fault("hostile peers")
         self.links: list[Any] = []
         self.lost = 0
         self.number = 0

@@ -16,6 +16,7 @@ from ipython1.kernel.error import LaunchError, TaskTimeout
 
 from . import conftest
 from .conftest import DEATH_LIMIT, Rig, lives, until
+from .tally import TALLY
 
 SLEEP = "print('on')\nimport time; time.sleep(100)"
 
@@ -234,6 +235,7 @@ def test_the_cause_of_a_death_is_told_in_words(start: Callable[..., Rig]) -> Non
     mec = rig.client()
     for id, (code, cause, output) in enumerate(DEATHS):
         before = pid_of(mec, id)
+        TALLY.fault("engines that end themselves")
         error = died(mec.execute(code, targets=[id], block=False))
         assert f"Engine {id} died: {cause}" in str(error)
         assert output in str(error)

@@ -26,12 +26,13 @@ from zope.interface.verify import verifyObject
 from ipython1.kernel.controller.service import Controller
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import ILink
-from ipython1.kernel.wire import moving, sniffing, tickets
+from ipython1.kernel.wire import links, moving, sniffing, tickets
 from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.lanes import KINDS, TICKET_SIZE, LaneLink, UnixLane
 from ipython1.kernel.wire.links import FoolscapDialer, FoolscapLink
 from ipython1.kernel.wire.moving import Move
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.records import Event, Record, Result, Submit
 from ipython1.kernel.wire.serving import PATH_LIMIT, Listener, serve
 from ipython1.kernel.wire.sniffing import MAGIC, Sniffing
@@ -58,6 +59,7 @@ class World:
         offered: Container[str] = KINDS,
         middle: Callable[[World], Middle] | None = None,
         ip: str = "127.0.0.1",
+        dead_after: float = DEAD_LINK_AFTER,
     ) -> None:
         self.call = thread.call
         self.reactor = thread.reactor
@@ -68,7 +70,7 @@ class World:
         self.controller: Controller = self.call(Controller, self.reactor)
         doors = {kind: self.controller.door(kind) for kind in ("engine", "multiengine")}
         self.listener: Listener = self.call(
-            serve, self.reactor, self.files, doors, ip=ip, port=0, lanes=offered
+            serve, self.reactor, self.files, doors, ip=ip, port=0, lanes=offered, dead_after=dead_after
         )
         self.port = self.listener.port
         self.middle = middle(self) if middle is not None else None
@@ -200,11 +202,52 @@ class Forward(Protocol):  # type: ignore[misc]
             self.behind.transport.loseConnection()
 
 
+class Slow(Forward):
+    """Takes a second for a megabyte on its way to `port`."""
+
+    _timer: Any = None
+
+    def dataReceived(self, data: bytes) -> None:
+        self._waiting += data
+        if self._timer is None:
+            self._trickle()
+
+    def _trickle(self) -> None:
+        self._timer = None
+        if self._waiting and self.behind.transport is not None:
+            piece, self._waiting = self._waiting[:10_000], self._waiting[10_000:]
+            self.behind.transport.write(piece)
+            self._timer = self._reactor.callLater(0.01, self._trickle)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connectionLost(reason)
+
+
+class Mute(Forward):
+    """Passes nothing on while it is muted, and closes nothing."""
+
+    muted = False
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self.muted:
+            super().dataReceived(data)
+
+    def came_back(self, data: bytes) -> None:
+        if not self.muted:
+            super().came_back(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        if not self.muted:
+            super().connectionLost(reason)
+
+
 class Middle:
     """Sits between dialler and controller; Foolscap passes, TLS lanes go to a factory of its own."""
 
-    def __init__(self, lanes: Callable[[World], Any], world: World) -> None:
-        foolscap = Factory.forProtocol(partial(Forward, world.reactor, world.port))
+    def __init__(self, lanes: Callable[[World], Any], world: World, passes: type[Forward] = Forward) -> None:
+        foolscap = Factory.forProtocol(partial(passes, world.reactor, world.port))
         complaints = Complaints(moving.log, world.reactor)
         factory = Sniffing(world.reactor, lanes(world), foolscap, complaints, Guests())
         listen = partial(world.reactor.listenTCP, interface="127.0.0.1")
@@ -635,14 +678,14 @@ def test_a_way_that_falls_silent_is_given_up(
     make_world: Callable[..., World], budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moving, "MOVE_TIME", 0.1)
-    monkeypatch.setattr(TLSLane, "PULSE", 0.02)
+    monkeypatch.setattr(links, "SHORTEST", 0.1)
     for delay in ("FIRST_DELAY", "MAX_DELAY"):
         monkeypatch.setattr(f"ipython1.kernel.wire.connection.{delay}", 0.005)
 
     def narrow(world: World) -> Any:
         return Factory.forProtocol(partial(Forward, world.reactor, world.port, MAGIC, budget))
 
-    world = make_world("tls", middle=partial(Middle, narrow))
+    world = make_world("tls", middle=partial(Middle, narrow), dead_after=0.1)
     world.submit(20)
     world.check()
     world.wait(world.on_foolscap)
@@ -653,13 +696,61 @@ def test_a_way_that_falls_silent_is_given_up(
 def test_a_peer_that_says_nothing_more_is_noticed(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TLSLane, "PULSE", 0.1)
-    world = make_world("tls")
+    monkeypatch.setattr(links, "SHORTEST", 0.5)
+    world = make_world("tls", dead_after=0.5)
     world.wait(world.on_lanes)
     lane = world.links[1]
     far = next(v.lane for v in world.listener._lanes._visits if v._sink.kind == "multiengine")
     world.call(far.transport.transport.stopReading)
-    world.call(far._stop_timer)  # as if its process was stopped
+    world.call(far._pulse.stop)  # as if its process was stopped
     world.wait(lambda: world.links[1] not in (lane, None))
     world.submit(3)
     world.check()
+
+
+def test_on_one_host_a_peer_that_says_nothing_is_only_seen(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SHORTEST", 0.2)
+    world = make_world("unix", dead_after=0.2)
+    world.wait(world.on_lanes)
+    lane = world.links[1]
+    far = next(v.lane for v in world.listener._lanes._visits if v._sink.kind == "multiengine")
+    assert (lane.silent, far.silent) == (0.0, 0.0)
+    world.call(far.transport.stopReading)
+    world.call(far._pulse.stop)
+    world.wait(lambda: lane.silent >= 0.2)
+    world.call(far.transport.startReading)
+    world.submit(3)
+    world.check()
+    assert (world.links[1], lane.silent) == (lane, 0.0)
+
+
+def test_both_ends_of_a_foolscap_link_notice_silence(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SHORTEST", 0.2)
+    monkeypatch.setattr("ipython1.kernel.wire.connection.MAX_DELAY", 0.1)
+    world = make_world(offered=(), middle=partial(Middle, lambda world: None, passes=Mute), dead_after=0.3)
+    world.wait(world.on_foolscap)
+    monkeypatch.setattr(Mute, "muted", True)
+    far = [peer.session for peer in world.controller.peers]
+    world.wait(lambda: not any(session.linked for session in far))
+    world.wait(lambda: not world.engine.linked and not world.client.linked)
+    monkeypatch.setattr(Mute, "muted", False)
+    world.wait(world.on_foolscap)
+    world.submit(3)
+    world.check()
+
+
+def test_the_receiver_of_a_long_upload_is_heard(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Foolscap too, where the bytes go on for longer than silence may."""
+    monkeypatch.setattr(links, "SHORTEST", 0.2)
+    world = make_world(offered=(), middle=partial(Middle, lambda world: None, passes=Slow), dead_after=0.4)
+    world.wait(world.on_foolscap)
+    link = world.links[1]
+    world.submit(1, size=1_000_000)
+    world.check()
+    assert world.links[1] is link

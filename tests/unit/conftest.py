@@ -32,3 +32,13 @@ def arena(folder: Path, notes: list[str]) -> Iterator[Arena]:
     made = Arena(folder, note=notes.append)
     yield made
     made.close()
+
+
+@pytest.fixture
+def inline() -> Iterator[None]:
+    """For tests with ``%matplotlib inline``, which stays with the first shell of a process."""
+    pytest.importorskip("matplotlib")
+    from matplotlib_inline.backend_inline import configure_inline_support
+
+    yield
+    configure_inline_support.current_backend = "unset"

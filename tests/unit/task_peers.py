@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
+from ipython1.kernel.controller.ledger import Folder
 from ipython1.kernel.controller.lifecycle import LAST_WORDS
 from ipython1.kernel.controller.service import RETURN_GRACE, Controller
 from ipython1.kernel.error import RemoteFailure
@@ -313,7 +314,10 @@ class TaskEngine(Peer):
 class TaskWorld:
     """A controller, its clock, and its peers."""
 
-    def __init__(self, scheduler: Any = None, grace_over: bool = True) -> None:
+    def __init__(
+        self, scheduler: Any = None, grace_over: bool = True, detached: Folder | None = None
+    ) -> None:
+        self.detached = detached
         self.clock = Clock()
         self.clock.advance(1000.0)  # 0 stands for "never ran"
         self.scheduler = scheduler
@@ -380,7 +384,9 @@ class TaskWorld:
     def start_controller(self) -> None:
         """A controller comes up where the last one was."""
         scheduler = self.scheduler() if self.scheduler is not None else None
-        self.controller = Controller(self.clock, now=self.clock.seconds, scheduler=scheduler)
+        self.controller = Controller(
+            self.clock, now=self.clock.seconds, scheduler=scheduler, detached=self.detached
+        )
 
     def stop_controller(self) -> None:
         """All links break, all it knew is gone."""

@@ -59,9 +59,23 @@ def test_a_blob_arrives_whole_and_writable(size: int) -> None:
 def test_no_more_than_the_window_is_on_its_way() -> None:
     ends = Ends()
     for i in range(20):
-        ends.sender.offer(f"b{i}", memoryview(content(10 * CHUNK_SIZE)))
+        ends.sender.offer(f"c-{i}", memoryview(content(10 * CHUNK_SIZE)))
     on_the_way = sum(len(chunk.data) for chunk in ends.to_receiver if isinstance(chunk, Chunk))
     assert on_the_way == ACTIVE * WINDOW
+
+
+def test_what_has_arrived_is_counted() -> None:
+    ends, size = Ends(), 6 * CHUNK_SIZE
+    for i in range(ACTIVE + 1):
+        ends.receiver.expect(f"c-{i}", size)
+        ends.sender.offer(f"c-{i}", memoryview(content(size)))
+    assert (ends.sender.sent("c-0"), ends.sender.sent(f"c-{ACTIVE}")) == (0, 0)
+    ends.turn()
+    assert ends.sender.sent("c-0") == WINDOW
+    ends.settle()
+    assert [ends.sender.sent(f"c-{i}") for i in range(ACTIVE + 1)] == [size] * (ACTIVE + 1)
+    ends.sender.release("c-0")
+    assert ends.sender.sent("c-0") == 0  # of nothing
 
 
 STEPS = st.lists(
@@ -170,10 +184,22 @@ def test_parts_that_cannot_be_had_are_told_once_and_the_rest_is_dropped() -> Non
 def test_what_was_released_does_not_wait_to_be_sent() -> None:
     ends = Ends()
     for i in range(ACTIVE + 3):
-        ends.sender.offer(f"b{i}", memoryview(content(10)))
+        ends.sender.offer(f"c-{i}", memoryview(content(10)))
     for i in range(ACTIVE + 3):
-        ends.sender.release(f"b{i}")
+        ends.sender.release(f"c-{i}")
     assert not ends.sender._waiting
+    assert not ends.sender._active
+
+
+def test_a_client_that_takes_none_of_its_blobs_does_not_hold_up_others() -> None:
+    ends = Ends()
+    for i in range(2 * ACTIVE):
+        ends.sender.offer(f"stopped-{i}", memoryview(content(10)))
+    ends.sender.offer("other-1", memoryview(content(10)))
+    names = [chunk.blob for chunk in ends.to_receiver if isinstance(chunk, Chunk)]
+    assert names == [*(f"stopped-{i}" for i in range(ACTIVE)), "other-1"]
+    ends.sender.grant_received(Grant("stopped-0", 10))
+    assert ends.to_receiver[-1] == Chunk(f"stopped-{ACTIVE}", 0, content(10))
 
 
 def test_a_receiver_can_ask_for_all_that_it_lacks() -> None:

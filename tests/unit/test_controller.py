@@ -37,6 +37,7 @@ from ipython1.kernel.wire.records import (
     Fetch,
     Forget,
     Grant,
+    Input,
     Interrupt,
     Order,
     Record,
@@ -192,6 +193,7 @@ EXAMPLES: dict[type[Record], Record] = {
     Submit: submit("c1-1", 0),
     Cancel: Cancel((), (0,), "QueueCleared"),
     Interrupt: Interrupt((0,), ""),
+    Input: Input((0,), "c1-1", 1, "line", "x"),
     Fetch: Fetch("c1-1", (0,)),
     Forget: Forget(("c1-1",), (0,)),
     Departed: Departed("c1"),
@@ -290,6 +292,25 @@ def test_interrupt_ends_what_waits_and_reaches_what_runs(world: World) -> None:
         ("c1-69", "KeyboardInterrupt")
     ]
     assert Interrupt((0,), "c1-0") in engine.heard
+
+
+def test_answers_reach_the_engine_that_asked(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    answer = Input((0, 7), "c1-1", 1, "line", "x")
+    client.connection.send(answer)
+    world.turn()
+    assert engine.hear(Input) == [answer]
+
+
+def test_answers_wait_for_an_engine_that_comes_back_to_a_new_controller(world: World) -> None:
+    client = world.client()
+    client.connection.send(submit("c1-1", 0))
+    answer = Input((0,), "c1-1", 1, "line", "x")
+    client.connection.send(answer)
+    world.turn()
+    engine = world.engine("a", wanted=0, held=[("c1-1", "execute", "")])
+    world.turn()
+    assert engine.hear(Input) == [answer]
 
 
 def test_the_nanny_hears_of_interrupts(world: World) -> None:
@@ -430,6 +451,31 @@ def test_a_silent_engine_lives_as_long_as_its_nanny_vouches(world: World) -> Non
     assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
 
 
+def test_a_nanny_that_said_hello_before_its_engine_was_there_still_tells_why_it_died(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    engine.vanish()
+    nanny = world.nanny(engines=())
+    world.turn(1)
+    assert not client.hear(Result)
+    nanny.connection.send(Exited("a", "exit status 3", "", False))
+    world.turn()
+    (result,) = client.hear(Result)
+    assert "exit status 3" in str(decode_failure(result.parts[0], 0, "execute").exception())
+
+
+def test_an_engine_its_nanny_does_not_know_any_more_is_dead(world: World) -> None:
+    client, engine = world.client(), world.engine("a")
+    nanny = world.nanny(engines=("a",))
+    client.connection.send(submit("c1-1", 0))
+    world.turn()
+    engine.vanish()
+    nanny.connection.send(Usage(pack({"b": [0.0, 1, 0.0]})))
+    world.turn(ENGINE_GRACE + 2)
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
+
+
 def test_a_link_that_is_cut_loses_nothing(world: World) -> None:
     client, engine = world.client(), world.engine("a")
     client.connection.send(submit("c1-1", 0))
@@ -462,23 +508,6 @@ def test_a_vanished_clients_queued_work_is_dropped_after_its_grace_time(world: W
     engine.connection.send(ok("c1-0", 0))
     world.turn()
     assert [record.id for record in engine.hear(Submit)][-1] == "c2-1"
-
-
-def test_what_waits_for_an_absent_client_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipython1.kernel.controller.peers.AWAY_BYTES", 10_000)
-    client, engine = world.client(), world.engine("a")
-    client.connection.send(submit("c1-1", 0))
-    world.turn()
-    client.dialer.cut()
-    for i in range(20):
-        engine.connection.send(Event("c1-1", 0, i, "stdout", "x" * 1000, ()))
-    for link in client.dialer.links:
-        link.cut()
-    monkeypatch.setattr(client.dialer, "_door", lambda: None)
-    world.turn(1)
-    monkeypatch.undo()
-    world.turn(10)
-    assert [resumed for _, resumed in client.welcomes][-1] is False
 
 
 # -- controllers that die ----------------------------------------------------------------------
@@ -561,6 +590,7 @@ def test_orders_go_to_the_nanny_of_the_engine(world: World) -> None:
     ask(client, world, "restart", targets=[0])
     ask(client, world, "scale", n=5)
     ask(client, world, "scale", n=1)
+    assert [notice["n"] for notice in world.notices if notice["event"] == "scaled"] == [5, 1]
     ask(client, world, "kill", targets=[0])
     assert first.hear(Order)[0] == Order("restart", "a", 0)
     assert second.hear(Order)[0] == Order("signal", "b", 10)

@@ -28,6 +28,7 @@ from ipython1.kernel.wire.records import (
     Forget,
     Grant,
     Hello,
+    Input,
     Record,
     Result,
     Submit,
@@ -168,7 +169,7 @@ def test_events_with_a_gap_wait_for_a_replay(played: Played) -> None:
     texts = [Event(pending.command_id, 0, i, "stdout", str(i), ()) for i in range(4)]
     played.say(texts[0], texts[2], texts[3], ok(pending, 0, 7, events=4))
     assert not pending.done()
-    assert played.hear(Fetch) == [Fetch(pending.command_id, (0,))]
+    assert played.hear(Fetch) == [Fetch(pending.command_id, (0,), 1)]
     played.say(*texts, ok(pending, 0, 7, events=4))
     assert pending.result() == [7]
     assert pending.stdout == ["0123"]
@@ -202,6 +203,22 @@ def test_orders_are_not_given_twice(played: Played) -> None:
     assert [ask.what for ask in played.hear(Ask)] == ["scale"]
     assert isinstance(kill.exception(0), ConnectionFailed)
     assert not scale.done()
+
+
+def test_answers_are_said_again_to_another_controller(played: Played) -> None:
+    pending = played.send(0, 1)
+    answers = [Input((i % 2,), pending.command_id, i, "line", "x") for i in range(3)]
+    for answer in answers:
+        played.core.answer(answer)
+    played.turn()
+    assert played.hear(Input) == answers
+    played.restart()
+    assert set(played.hear(Input)) == set(answers[1:]), "the last of each engine"
+    played.say(ok(pending, 0), ok(pending, 1))
+    del played.heard[:]
+    played.core.answer(answers[0])
+    played.turn()
+    assert played.hear(Input) == [], "nobody asks any more"
 
 
 def test_a_command_sent_again_says_who_had_it(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,3 +189,39 @@ def test_only_files_are_read(tmp_path: Path) -> None:
         assert standard_outputs() == []
         patch.setattr(descriptors.os, "fstat", {1: file, 2: file}.__getitem__)
         assert standard_outputs() == []
+
+
+def test_what_nobody_gets_is_removed_while_it_is_written(
+    buffer: OutputBuffer, out: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "KEPT", 100)
+    monkeypatch.setattr(output, "OUTPUT_LIMIT", 50)
+    buffer.begin("c-1")
+    for _ in range(20):
+        out.write(b"x" * 40)
+        buffer.collect()
+    assert os.fstat(out.fd).st_size <= 140
+    buffer.end()
+    assert [text for _, _, text in texts(buffer)] == [
+        "x" * 40,
+        "\nMore than 0 MiB of output: the rest is dropped.\n",
+    ]
+    buffer.begin("c-2")
+    out.write(b"new")
+    buffer.end()
+    assert texts(buffer) == [("c-2", "stdout", "new")]
+
+
+def test_of_much_stderr_the_last_words_stay(
+    buffer: OutputBuffer, err: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "KEPT", 100)
+    monkeypatch.setattr(descriptors, "LAST_WORDS", 4)
+    buffer.begin("c-1")
+    err.write(b"x" * 200 + b"last")
+    buffer.end()
+    buffer.begin("c-2")
+    assert os.pread(err.fd, 1000, 0) == b"last"
+    err.write(b"!")
+    buffer.end()
+    assert texts(buffer)[-1] == ("c-2", "stderr", "!")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ipython1.kernel.controller import facets
+from ipython1.kernel.controller.ledger import Folder
 from ipython1.kernel.controller.service import CLIENT_GRACE
 from ipython1.kernel.error import IPython1Error, NotAllowed, WireError
 from ipython1.kernel.wire import codec, records
@@ -21,6 +23,7 @@ from ipython1.kernel.wire.records import (
     Cancel,
     Chunk,
     Departed,
+    Detach,
     Engines,
     Event,
     Exited,
@@ -28,6 +31,7 @@ from ipython1.kernel.wire.records import (
     Forget,
     Grant,
     Hello,
+    Input,
     Interrupt,
     Order,
     Outcomes,
@@ -61,9 +65,11 @@ CELLS: dict[Record, str] = {
     Submit("c-1", (0,), "execute", "", -1, 0.0, b"\x80", (b"a",)): "multiengine",
     Cancel((), (0,), "QueueCleared"): "multiengine",
     Interrupt((0,), ""): "multiengine",
+    Input((0,), "c-1", 1, "line", "x"): "multiengine",
     Fetch("c-1", (0,)): "multiengine",
     Forget(("c-1",), (0,)): "multiengine",
     Departed("c"): "",
+    Detach("c-9", 0, (), ()): "multiengine task",
     Batch("c-2", "call", "", 0.0, b"\x80", b"\x80", (b"f",)): "task",
     Work("c-2", ((0, 0, (b"x",)),)): "task",
     Withdraw("c-2", (), "abort"): "task",
@@ -86,11 +92,14 @@ QUESTIONS = {
     "status": "multiengine view",
     "queue_status": "multiengine view",
     "task_status": "multiengine task view",
+    "timeline": "multiengine view",
+    "links": "multiengine view",
     "clear_queue": "multiengine",
     "signal": "multiengine",
     "restart": "multiengine",
     "kill": "multiengine",
     "scale": "multiengine",
+    "detach": "multiengine task",
 }
 
 
@@ -174,6 +183,7 @@ def test_each_kind_asks_only_its_questions(
     assert world.controller is not None
     asked: list[Ask] = []
     monkeypatch.setattr(world.controller.questions, "ask", lambda peer, ask: asked.append(ask))
+    monkeypatch.setattr(world.controller.custody.intake, "ask", lambda peer, ask: asked.append(ask))
     asker = peer(world, kind)
     asker.send(Ask("q", what, b"\x80"))
     allowed = kind in QUESTIONS.get(what, "").split()
@@ -265,6 +275,34 @@ def test_a_task_client_cannot_touch_the_batches_of_another(world: TaskWorld, rec
     world.run(1.0)
     assert owner.all_ends(batch) == {"ok": 2}
     assert not other.hear(Outcomes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parcel", "work"),
+    [
+        ("task", "c-9", Submit("c-1", (0,), "execute", "", -1, 0.0, b"\x80", (b"a",))),
+        ("multiengine", "c-9", Batch("c-2", "call", "", 0.0, b"\x80", b"\x80", (b"f",))),
+        ("multiengine", "c-9", Submit("d-1", (0,), "execute", "", -1, 0.0, b"\x80", (b"a",))),
+        ("task", "c-9", Work("d-2", ((0, 0, (b"x",)),))),
+        ("task", "d-9", Work("c-2", ((0, 0, (b"x",)),))),
+        ("task", "c-9", Taken("c-2", (0,), True)),
+        ("task", "c-../../x", Work("c-2", ((0, 0, (b"x",)),))),
+        ("task", "c-9", Work("c-x", ((0, 0, (b"x",)),))),
+    ],
+    ids=str,
+)
+def test_each_detaches_only_what_it_could_send_itself(
+    tmp_path: Path, kind: str, parcel: str, work: Record
+) -> None:
+    world = TaskWorld(detached=Folder(tmp_path / "detached"))
+    try:
+        sender = peer(world, kind)
+        sender.send(Detach(parcel, 0, (encode(work),), ()), Ask(parcel, "detach", b"\x80"))
+        assert [answer.ok for answer in sender.hear(Answer)] in ([], [False])
+        world.run(CLIENT_GRACE + 1)
+        assert not list(tmp_path.rglob("*"))
+    finally:
+        world.close()
 
 
 def test_results_of_others_are_to_be_had_by_id_only(world: TaskWorld) -> None:
@@ -486,6 +524,7 @@ def test_absurd_tasks_disturb_nobody(world: TaskWorld, record: Record, logged_er
         Cancel(("",) * 1000, (-1, HUGE), "TaskAborted"),
         Cancel((), (0,), "KeyboardInterrupt"),
         Interrupt(tuple(range(65_536)), "x"),
+        Input((0, -1, HUGE), "m1-1", -HUGE, "shout", "x" * 1_000_000),
         Fetch("m1-404", tuple(range(65_536))),
         Fetch("", (-1, HUGE)),
         Forget(tuple(map(str, range(1000))), (0, HUGE)),

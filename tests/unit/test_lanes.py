@@ -24,6 +24,7 @@ from ipython1.kernel.wire import moving, tickets
 from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.lanes import LINGER, LaneLink
 from ipython1.kernel.wire.moving import FAILURES, LASTING, MOVE_TIME, PAUSE, Move, Trust, unix_way
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER, SIGNS
 from ipython1.kernel.wire.session import BATCH_LIMIT
 from ipython1.kernel.wire.tickets import HANDSHAKE_TIME, TICKET_TIME, LaneServer
 from tests.conftest import LoggedErrors
@@ -45,10 +46,8 @@ class Transport(StringTransport):
         self.aborted = True
 
 
-class Lane(LaneLink):
-    """Beats like one over TLS."""
-
-    PULSE = 20.0
+#: Seconds between signs of life.
+PERIOD = DEAD_LINK_AFTER / SIGNS
 
 
 @implementer(ILinkSink)
@@ -118,8 +117,8 @@ class World:
         return Connector(move)
 
     def connect(self) -> World:
-        self.near_lane = self.move.new_lane(Lane)
-        self.far_lane = self.server._visit(Lane)
+        self.near_lane = self.move.new_lane(LaneLink)
+        self.far_lane = self.server._visit(LaneLink)
         for lane in (self.near_lane, self.far_lane):
             lane.makeConnection(Transport())
         return self
@@ -295,7 +294,7 @@ def test_the_unix_way_needs_a_socket_of_this_user(tmp_path: Path, monkeypatch: p
 
 def test_stopping_the_server_ends_all_lanes() -> None:
     world = World().connect().shake()
-    waiting = world.server._visit(Lane)
+    waiting = world.server._visit(LaneLink)
     waiting.makeConnection(Transport())
     stopped: list[None] = []
     world.server.stop().addCallback(stopped.append)
@@ -351,7 +350,7 @@ def test_a_malformed_batch_ends_the_lane(logged_errors: LoggedErrors) -> None:
 def test_silent_sides_send_signs_of_life() -> None:
     world = World().connect().shake()
     for _ in range(20):
-        world.clock.advance(Lane.PULSE)
+        world.clock.advance(PERIOD)
         world.flow(world.near_lane)
         world.flow(world.far_lane)
     assert not world.near_lane.transport.aborted
@@ -363,19 +362,19 @@ def test_who_speaks_sends_no_signs_of_life() -> None:
     world = World().connect().shake()
     world.near_lane.send(b"batch")
     world.near_lane.transport.clear()
-    world.clock.advance(Lane.PULSE)
+    world.clock.advance(PERIOD)
     assert world.near_lane.transport.value() == b""
-    world.clock.advance(Lane.PULSE)
+    world.clock.advance(PERIOD)
     assert world.near_lane.transport.value() == frame(b"")
     world.cut()
 
 
 def test_who_hears_nothing_gives_up() -> None:
     world = World().connect().shake()
-    for _ in range(Lane.MISSED_PULSES):
-        world.clock.advance(Lane.PULSE)
+    for _ in range(SIGNS - 1):
+        world.clock.advance(PERIOD)
         assert not world.near_lane.transport.aborted
-    world.clock.advance(Lane.PULSE)
+    world.clock.advance(PERIOD)
     assert world.near_lane.transport.aborted
     world.cut()
     assert world.clock.getDelayedCalls() == []

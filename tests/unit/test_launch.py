@@ -22,12 +22,13 @@ from ipython1.kernel.files import ClusterFiles
 from ipython1.launch import runner, state
 from ipython1.launch.cluster import Cluster
 from ipython1.launch.local import RunningController, environment
-from ipython1.launch.logs import follow, log_lines
+from ipython1.launch.logs import KEPT, follow, log_lines, prune
 from ipython1.launch.report import Banner, Report, engines_line
 from ipython1.launch.state import AlreadyRunning, Lock, NotRunning, State
 from ipython1.launch.supervisor import DEATHS, PERIOD, Budget, Supervisor
 from ipython1.scripts import ipcluster, ipcontroller
 from ipython1.scripts.options import Failure
+from ipython1.scripts.status import completeness
 
 
 @pytest.fixture
@@ -351,6 +352,14 @@ def test_a_signal_before_all_is_ready(files: ClusterFiles) -> None:
     assert house.supervisor.outcome == 130
 
 
+def test_scaling_changes_what_is_wanted(files: ClusterFiles) -> None:
+    house = House(files)
+    house.up()
+    assert State.read(files).wanted == 2
+    house.hear("scaled", n=5)
+    assert (State.read(files).wanted, house.supervisor.state.n) == (5, 2)
+
+
 def test_a_client_shuts_the_cluster_down(files: ClusterFiles) -> None:
     house = House(files)
     house.up()
@@ -640,6 +649,8 @@ def test_options_alone_mean_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ("engines", 3, "not running"),
         ("furl engine", 3, "not running"),
         ("logs", 3, "not running"),
+        ("top --once", 3, "not running"),
+        ("status -o table", 2, "not one of 'text', 'json'"),
         ("clean --cluster x", 3, "there is no cluster x"),
         ("start --engines moon", 2, "There is no launcher 'moon'. Installed are: local"),
         ("start --cluster a/b", 2, "cannot be the name of a cluster"),
@@ -654,6 +665,34 @@ def test_exit_statuses_and_their_reasons(arguments: str, status: int, said: str)
     assert said in found[2]
 
 
+def test_the_status_of_a_stopped_cluster_for_programs(ipython1_dir: Path) -> None:
+    status, out, err = invoke("status", "-o", "json", "--cluster", "gone")
+    facts = json.loads(out)
+    assert (status, facts["cluster"], facts["state"]) == (3, "gone", "stopped")
+    assert (facts["engines"], facts["links"], facts["wanted"]) == ([], [], 0)
+    assert "Cluster gone is not running" in err
+
+
+@pytest.mark.parametrize(
+    ("engines", "wanted", "status"),
+    [
+        ([("ready", 0.0)] * 2, 2, 0),
+        ([("ready", 0.0)] * 3, 2, 0),  # more joined
+        ([("ready", 0.0)] * 2, 3, 5),
+        ([("ready", 0.0), ("away", 0.0)], 1, 5),
+        ([("ready", 0.0), ("ready", 9.5)], 2, 5),
+        ([], 0, 0),
+    ],
+)
+def test_whether_all_engines_are_there(
+    files: ClusterFiles, engines: list[tuple[str, float]], wanted: int, status: int
+) -> None:
+    with state.held(files):
+        State(wanted=wanted).write(files)
+        rows = [{"state": name, "stuck": stuck} for name, stuck in engines]
+        assert completeness(files, rows) == status
+
+
 def test_a_running_cluster_is_not_started_twice_nor_cleaned(ipython1_dir: Path) -> None:
     files = ClusterFiles("busy", ipython1_dir)
     with state.held(files):
@@ -665,6 +704,12 @@ def test_a_running_cluster_is_not_started_twice_nor_cleaned(ipython1_dir: Path) 
         [facts] = json.loads(invoke("list", "-o", "json")[1])
         assert (facts["cluster"], facts["state"], facts["address"]) == ("busy", "running", "h:5")
         assert "busy     running  4242  h:5      2" in invoke("list")[1]
+        State(pid=4242, started=1.0, wanted=2).write(files)
+        assert "busy     starting  4242           0" in invoke("list")[1]
+        assert invoke("status", "--cluster", "busy") == (5, "starting\n", "")
+        facts = json.loads(invoke("status", "--cluster", "busy", "-o", "json")[1])
+        assert (facts["state"], facts["wanted"], facts["engines"], facts["links"]) == ("starting", 2, [], [])
+        assert "it does not listen yet" in invoke("top", "--cluster", "busy")[2]
     assert "busy     stopped" in invoke("list")[1]
     files.furl("view").write_text("pb://v\n")
     assert invoke("furl", "view", "--cluster", "busy") == (0, "pb://v\n", "")
@@ -720,6 +765,20 @@ def test_our_processes_find_this_package(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # -- logs -----------------------------------------------------------------------------
+
+
+def test_the_oldest_files_of_engines_go(tmp_path: Path) -> None:
+    for number in range(KEPT + 3):
+        path = tmp_path / f"engine-{number}.log"
+        path.write_text("x")
+        os.utime(path, (number, number))
+    other = tmp_path / "ipcontroller.log"
+    other.write_text("x")
+    os.utime(other, (0, 0))
+    prune(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"ipcontroller.log", *(f"engine-{number}.log" for number in range(3, KEPT + 3))}
+    prune(tmp_path / "missing")
 
 
 def test_log_lines_and_what_follows(tmp_path: Path) -> None:

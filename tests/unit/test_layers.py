@@ -17,8 +17,14 @@ ROOT = Path(__file__).parents[2]
 #: The layers from the bottom up. A module sees the layers below its own and
 #: its own package; parts that stand in one line do not see each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("ipython1.kernel.tracebacks",),
     ("ipython1", "ipython1.kernel", "ipython1.kernel.error"),
-    ("ipython1.kernel.files", "ipython1.kernel.processes", "ipython1.kernel.interfaces"),
+    (
+        "ipython1.kernel.files",
+        "ipython1.kernel.processes",
+        "ipython1.kernel.interfaces",
+        "ipython1.kernel.texts",
+    ),
     ("ipython1.kernel.wire",),
     ("ipython1.kernel.controller", "ipython1.kernel.engine", "ipython1.kernel.client"),
     ("ipython1.launch",),
@@ -51,7 +57,7 @@ def part_of(module: str) -> str:
     for length in range(len(names), 0, -1):
         part = ".".join(names[:length])
         # 'ipython1' and 'ipython1.kernel' are themselves only, not what lies below them
-        if part in RANK and (length == len(names) or part not in LAYERS[0]):
+        if part in RANK and (length == len(names) or part not in LAYERS[1]):
             return part
     raise LookupError(f"{module} stands in no layer of tests/unit/test_layers.py")
 
@@ -153,7 +159,15 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["ipython1", "ipython1.kernel.files", "ipython1.scripts.ipcluster", "ipython1.launch.local"]
+    "module",
+    [
+        "ipython1",
+        "ipython1.kernel.files",
+        "ipython1.launch.local",
+        "ipython1.scripts.ipcluster",
+        "ipython1.scripts.screen",
+        "ipython1.web.watching",
+    ],
 )
 def test_light_modules_import_no_reactor(module: str) -> None:
     done = python(

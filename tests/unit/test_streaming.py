@@ -19,7 +19,7 @@ class FakeShell:
 @pytest.fixture
 def shell(monkeypatch):
     fake = FakeShell()
-    monkeypatch.setattr(streaming, "_ipython", lambda: fake)
+    monkeypatch.setattr(streaming, "running_shell", lambda: fake)
     return fake
 
 
@@ -80,3 +80,27 @@ def test_outputs_are_grouped(group, texts):
         Output(1, "stdout", "1c"),
     ]
     assert [output.text for output in grouped(came, (1, 0), group)] == texts
+
+
+def test_a_line_that_comes_in_pieces_is_not_torn(capsys):
+    now = 0.0
+    printer = OutputPrinter(hold=True, now=lambda: now)
+    printer.text(0, "stdout", "a")
+    printer.text(1, "stdout", "x\ny")
+    printer.text(0, "stdout", "b\n")
+    printer.text(1, "stdout", "z\n")
+    assert capsys.readouterr().out == "[stdout:1] x\n[stdout:0] ab\n[stdout:1] yz\n"
+    printer.text(0, "stdout", "10 %")
+    now = 0.1
+    printer.text(1, "stdout", "one")
+    printer.show_held(older=0.2)
+    assert capsys.readouterr().out == ""
+    now = 0.25
+    printer.show_held(older=0.2)
+    printer.text(0, "stdout", " 20 %")
+    assert capsys.readouterr().out == "[stdout:0] 10 % 20 %", "its line is open, it goes on"
+    printer.show_held(0)
+    assert capsys.readouterr().out == ""
+    printer.show_held(1)
+    printer.end_line()
+    assert capsys.readouterr().out == "\n[stdout:1] one\n"

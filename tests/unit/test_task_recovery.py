@@ -142,27 +142,25 @@ def assert_nothing_is_kept(cluster: MemoryCluster, *cores: ClientCore) -> None:
 
 
 KINDS = st.sampled_from(["plain", "plain", "prints", "large", "fails", "fails first", "not on 0"])
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("send"), KINDS, st.integers(1, 12), st.integers(0, 2)),
-        st.tuples(st.just("send"), KINDS, st.integers(1, 12), st.integers(0, 2)),
-        st.tuples(st.just("one more"), KINDS),
-        st.tuples(st.just("after"), st.sampled_from(["success", "failure", "completion"]), st.integers(0, 8)),
-        st.tuples(st.just("follow"), st.integers(0, 8)),
-        st.tuples(st.just("abort"), st.integers(0, 8), st.booleans()),
-        st.tuples(st.just("seek"), st.integers(0, 8)),
-        st.tuples(st.just("end engine"), st.integers(0, N - 1), st.booleans()),
-        st.tuples(st.just("cut"), st.sampled_from(["client", "other", "nanny"])),
-        st.tuples(st.just("cut engine"), st.integers(0, N - 1)),
-        st.tuples(st.just("forget client")),
-        st.tuples(st.just("stop controller")),
-        st.tuples(st.just("start controller")),
-        st.tuples(st.just("turn"), st.integers(1, 6)),
-        st.tuples(st.just("turn"), st.integers(1, 6)),
-        st.tuples(st.just("wait"), st.sampled_from([0.001, 0.02, 0.1, 1.0])),
-    ),
-    max_size=40,
+STEP = st.one_of(
+    st.tuples(st.just("send"), KINDS, st.integers(1, 12), st.integers(0, 2)),
+    st.tuples(st.just("send"), KINDS, st.integers(1, 12), st.integers(0, 2)),
+    st.tuples(st.just("one more"), KINDS),
+    st.tuples(st.just("after"), st.sampled_from(["success", "failure", "completion"]), st.integers(0, 8)),
+    st.tuples(st.just("follow"), st.integers(0, 8)),
+    st.tuples(st.just("abort"), st.integers(0, 8), st.booleans()),
+    st.tuples(st.just("seek"), st.integers(0, 8)),
+    st.tuples(st.just("end engine"), st.integers(0, N - 1), st.booleans()),
+    st.tuples(st.just("cut"), st.sampled_from(["client", "other", "nanny"])),
+    st.tuples(st.just("cut engine"), st.integers(0, N - 1)),
+    st.tuples(st.just("forget client")),
+    st.tuples(st.just("stop controller")),
+    st.tuples(st.just("start controller")),
+    st.tuples(st.just("turn"), st.integers(1, 6)),
+    st.tuples(st.just("turn"), st.integers(1, 6)),
+    st.tuples(st.just("wait"), st.sampled_from([0.001, 0.02, 0.1, 1.0])),
 )
+STEPS = st.lists(STEP, max_size=40)
 
 
 class Model:

@@ -15,9 +15,8 @@ from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP
 from twisted.internet.testing import MemoryReactorClock
 
 from ipython1.kernel.error import BadFURL
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.tubs import (
-    DISCONNECT,
-    KEEPALIVE,
     make_certificate,
     make_tub,
     split_furl,
@@ -63,10 +62,8 @@ def test_options() -> None:
     assert tub.accept_gifts is False
     assert tub.unsafeTracebacks is False
     assert (tub.logLocalFailures, tub.logRemoteFailures) == (False, False)
-    assert (tub.keepaliveTimeout, tub.disconnectTimeout) == (KEEPALIVE, DISCONNECT)
-    assert type(KEEPALIVE) is int
-    assert type(DISCONNECT) is int
-    assert 2 * KEEPALIVE < DISCONNECT
+    assert (tub.keepaliveTimeout, tub.disconnectTimeout) == (None, None)
+    assert tub.dead_after == DEAD_LINK_AFTER
     assert not tub.running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
@@ -23,6 +24,7 @@ from ipython1.kernel.error import (
     IPython1Error,
     NoEnginesRegistered,
     QueueCleared,
+    QueueFull,
     RemoteError,
     SerializationError,
     TaskAborted,
@@ -49,6 +51,7 @@ __all__ = [
     "NoEnginesRegistered",
     "PendingResult",
     "QueueCleared",
+    "QueueFull",
     "Reference",
     "RemoteError",
     "Result",
@@ -68,9 +71,7 @@ __all__ = [
 @when_imported("joblib")
 def _register_joblib_backend(joblib: Any) -> None:
     # joblib reads no entry points; this makes parallel_config("ipython1") work wherever a client can be made.
-    from ipython1.kernel.client.joblib_backend import register
-
-    register()
+    importlib.import_module("ipython1.kernel.client.joblib_backend")  # registers itself
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Output(NamedTuple):
-    """Something a command gave out: `kind` stdout, stderr, display, or end: the slot has finished."""
+    """Something a command gave out: `kind` stdout, stderr, display, input, or end: the slot has finished."""
 
     engine: int
     kind: str
@@ -327,16 +327,22 @@ class Arrivals:
                     values.append(error)
             return list(values)
 
+    @property
+    def publications(self) -> int:
+        """How many objects were published."""
+        return 0 if self._published is None else len(self._published.parts)
+
     def texts(self, kind: str) -> list[str]:
         """What has been written so far, by slot."""
         with self.guard:
             sources = [self._sources.get(slot) for slot in self.slots]
             return ["" if source is None else source.text(kind) for source in sources]
 
-    def progress(self) -> dict[int, dict[str, Any]]:
-        """What running code last told of its progress, by slot."""
+    def progress(self, unfinished: bool = False) -> dict[int, dict[str, Any]]:
+        """What code last told of its progress, by slot; `unfinished`: not of slots that have finished."""
         with self.guard:
-            told = dict(self._progress or {})
+            told = self._progress or {}
+            told = {slot: text for slot, text in told.items() if not (unfinished and self.has(slot))}
         return {slot: json.loads(text) for slot, text in told.items()}
 
 

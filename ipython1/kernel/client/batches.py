@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ipython1.kernel.client.bridge import IBridge
+from ipython1.kernel.client.room import Room
 from ipython1.kernel.client.taskincoming import TaskIncoming
 from ipython1.kernel.client.taskpending import TaskPending
-from ipython1.kernel.client.taskstate import OutBatch, OutTask
+from ipython1.kernel.client.taskstate import OutBatch, OutTask, size_of
 from ipython1.kernel.wire import records
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore
 from ipython1.kernel.wire.codec import pack
@@ -76,6 +77,8 @@ class Batches:
         self._blobs = blobs
         self._send = send
         self._new_id = new_id
+        #: What is outstanding, of commands too.
+        self.room = Room(bridge)
         self._lock = threading.Lock()  # guards `_batches` and the numbers of tasks
         self._batches: dict[str, OutBatch] = {}
         self._ends: OrderedDict[tuple[str, int], _End] = OrderedDict()
@@ -137,13 +140,23 @@ class Batches:
             known.number += n
         return range(first, first + n)
 
-    def add(self, pending: TaskPending, slots: Sequence[int], items: Sequence[Sequence[Buffer]]) -> None:
-        """Send tasks of batch ``pending.command_id``, with these numbers and arguments."""
+    def add(
+        self,
+        pending: TaskPending,
+        slots: Sequence[int],
+        items: Sequence[Sequence[Buffer]],
+        wait: bool = True,
+    ) -> None:
+        """Send tasks of batch ``pending.command_id``, with these numbers and arguments.
+
+        Where very much is outstanding it waits, unless it must not.
+        """
         batch = self._find(pending.command_id)
         tasks = []
         for index, parts in zip(slots, items, strict=True):
             split, blobs = self._blobs.split(parts, f"{batch.id}#{index}/a", INLINE_LIMIT)
             tasks.append((index, OutTask(pending, split, blobs)))
+        self.room.take(sum([task.weight for _, task in tasks]), wait)
         self._bridge.submit(self._add, batch, tasks)
 
     def _find(self, id: str) -> OutBatch:
@@ -186,9 +199,17 @@ class Batches:
             self.flush()  # the controller must know of these when it hears of the batch
         self._send_head(batch)
 
-    def _send_head(self, batch: OutBatch) -> None:
+    def head_of(self, batch: OutBatch) -> records.Batch:
+        """The head of a batch of ours, with what is known by now."""
         assert batch.head is not None
-        self._send(dataclasses.replace(batch.head, rules=pack(self._rules(batch))))
+        return dataclasses.replace(batch.head, rules=pack(self._rules(batch)), detached=batch.detached)
+
+    def get(self, id: str) -> OutBatch | None:
+        """A batch that is not over."""
+        return self._batches.get(id)
+
+    def _send_head(self, batch: OutBatch) -> None:
+        self._send(self.head_of(batch))
         for blob, data in batch.blobs.items():
             self._blobs.offer(blob, data)
 
@@ -236,7 +257,7 @@ class Batches:
             if task.blobs:
                 large.append(task)
             items.append((index, task.attempt, task.parts))
-            size += sum(map(_size, task.parts))
+            size += size_of(task.parts)
             if len(items) >= WORK_COUNT or size >= WORK_BYTES:
                 self._send(Work(batch.id, tuple(items), again))
                 items, size = [], 0
@@ -320,6 +341,7 @@ class Batches:
     def fail(self, error: Exception) -> None:
         """Nothing will come any more."""
         self._error = error
+        self.room.end()
         for call in (self._flush_call, self._taken_call):
             if call is not None and call.active():
                 call.cancel()
@@ -336,6 +358,7 @@ class Batches:
         self, batch: OutBatch, index: int, task: OutTask, result: Result, parts: Sequence[Buffer | Part]
     ) -> None:
         del batch.tasks[index]
+        self.room.free(task.weight)
         if task.blobs:
             self._release(task)
         batch.taken.append(index)
@@ -378,7 +401,3 @@ class Batches:
     def _release(self, task: OutTask) -> None:
         for blob in task.blobs:
             self._blobs.release(blob)
-
-
-def _size(part: Part) -> int:
-    return len(part) if type(part) is bytes else 64

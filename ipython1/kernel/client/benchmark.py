@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ipython1.kernel.client.status import size_text
+from ipython1.kernel.texts import size_text
 from ipython1.kernel.wire.runners import nothing, zeros
 
 if TYPE_CHECKING:

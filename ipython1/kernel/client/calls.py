@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from ipython1.kernel.client import asking, progress
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.targets import TargetSpec, checked_targets, resolve_targets
 from ipython1.kernel.error import SerializationError
@@ -98,10 +99,11 @@ class Calls(abc.ABC):
         finish: Finish | None = None,
         label: str = "",
         timeout: float | None = None,
+        attended: bool = False,
     ) -> Any:
         """The same operation on every target."""
         chosen = self._chosen(targets)
-        return self._send(method, op, args, [(chosen, parts)], block, finish, label, timeout)
+        return self._send(method, op, args, [(chosen, parts)], block, finish, label, timeout, attended)
 
     def _send(
         self,
@@ -113,13 +115,19 @@ class Calls(abc.ABC):
         finish: Finish | None = None,
         label: str = "",
         timeout: float | None = None,
+        attended: bool = False,
     ) -> Any:
-        """One command made of `submits`; its result, or the `PendingResult`."""
+        """One command made of `submits`; its result, or the `PendingResult`.
+
+        `attended`: the caller waits at once with `wait_for`, and answers questions.
+        """
         wait = self._blocks(block)
         seconds = _checked_timeout(timeout)
         targets = tuple(target for chosen, _ in submits for target in chosen)
         owner = self._owner()
         pending = PendingResult(self._core, self._core.new_id(), method, targets, finish, owner=owner)
+        if (wait or attended) and asking.user_here():
+            pending.attended = True  # before it is sent: the first question may come at once
         self._core.submit(
             pending,
             [(chosen, list(parts)) for chosen, parts in submits],
@@ -139,15 +147,17 @@ class Calls(abc.ABC):
         chosen: tuple[int, ...],
         block: bool | None,
         finish: Callable[[Any], list[Any]],
+        whole: Finish | None = None,
         **body: Any,
     ) -> Any:
-        """Ask the controller; `finish` makes one value a target of its answer."""
+        """Ask the controller; `finish` makes a value a target of its answer, `whole` the result of these."""
         wait = self._blocks(block)
         future = self._core.ask(what, **body)
         if wait:
             self._core.wait(future, None)
-            return finish(future.result())
-        return _answer_result(self._core, what, chosen, future, finish)
+            values = finish(future.result())
+            return values if whole is None else whole(values)
+        return _answer_result(self._core, what, chosen, future, finish, whole)
 
     def _until(self, done: Callable[[Sequence[Mapping[str, Any]]], bool], timeout: float | None) -> bool:
         """Wait until `done` of the engine table; False where that takes longer than `timeout`."""
@@ -177,9 +187,10 @@ def _answer_result(
     chosen: tuple[int, ...],
     answer: concurrent.futures.Future[Any],
     finish: Callable[[Any], list[Any]],
+    whole: Finish | None,
 ) -> PendingResult:
     """The answer to a question as a `PendingResult`, one value a target."""
-    pending = PendingResult(core, core.new_id(), what, chosen)
+    pending = PendingResult(core, core.new_id(), what, chosen, whole)
 
     def answered(answer: concurrent.futures.Future[Any]) -> None:
         error = answer.exception()
@@ -202,7 +213,7 @@ def wait_for(core: ClientCore, pending: PendingResult, wait: Callable[[], None] 
     """
     try:
         if wait is None:
-            core.wait(pending, None)
+            progress.wait(pending)
         else:
             wait()
     except KeyboardInterrupt:
@@ -212,6 +223,9 @@ def wait_for(core: ClientCore, pending: PendingResult, wait: Callable[[], None] 
         except TimeoutError:
             pass
         raise
+    finally:
+        if pending.attended:
+            asking.leave(pending)
     return pending.result()
 
 

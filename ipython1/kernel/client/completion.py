@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from ipython1.kernel.client import asking
 from ipython1.kernel.client.arrivals import Arrivals, Buffer
 from ipython1.kernel.error import IPython1Error, TaskAborted
 from ipython1.kernel.wire.records import Event, Result
@@ -17,9 +18,13 @@ class Core(Protocol):
 
     def wait(self, future: concurrent.futures.Future[Any], timeout: float | None) -> None: ...
 
+    def sent(self, id: str) -> tuple[int, int]: ...
+
     def call_user(self, f: Callable[..., Any], *args: Any) -> None: ...
 
     def abort(self, pending: Any, interrupt: bool = False) -> None: ...
+
+    def detach(self, pendings: Sequence[Any]) -> list[str]: ...
 
 
 class Completion(concurrent.futures.Future[Any]):
@@ -31,6 +36,13 @@ class Completion(concurrent.futures.Future[Any]):
     arrivals : Arrivals
         Stores what comes.
     """
+
+    command_id: str
+    #: Somebody who waits answers questions; and those that are open. Not made for each, see `asking`.
+    attended = False
+    questions: tuple[asking.Question, ...] = ()
+    #: Outputs that the user has seen before such a question.
+    shown = 0
 
     def __init__(self, core: Core, arrivals: Arrivals) -> None:
         super().__init__()
@@ -60,7 +72,13 @@ class Completion(concurrent.futures.Future[Any]):
             self._started = True
             if self._verdict is not None:
                 self._decide_cancel()
+            if event.kind == "input":
+                asking.asked(self, event, self._input_handler())
             self._tell()
+
+    def _input_handler(self) -> asking.InputHandler | None:
+        """What the user has set to answer questions."""
+        return None
 
     def deliver_result(self, result: Result, parts: Sequence[Buffer], slot: int | None = None) -> None:
         """Take the end of the command for one slot; the last one makes this Future done."""
@@ -112,6 +130,17 @@ class Completion(concurrent.futures.Future[Any]):
         if news is not None:
             news.set_result(None)
 
+    def _state_text(self) -> str:
+        """In words, for the user."""
+        if self.cancelled():
+            return "cancelled"
+        if self._broken is not None:
+            return f"failed: {self._broken}"
+        arrivals = self._arrivals
+        total, failed = len(arrivals.slots), arrivals.failed
+        state = "finished" if self.done() else f"{total - arrivals.missing} of {total} finished"
+        return f"{state}, {failed} failed" if failed else state
+
     # -- waiting -----------------------------------------------------------------------------
 
     def _when_over(self, listener: Callable[[], None]) -> None:
@@ -145,6 +174,28 @@ class Completion(concurrent.futures.Future[Any]):
             if news is None:
                 return
             self._core.wait(news, None)
+
+    # -- letting it go -----------------------------------------------------------------------
+
+    def detach(self) -> str:
+        """Have it go on without this client; returns when that is safe.
+
+        It then survives the end of this program and restarts of the
+        controller. Any session of the cluster gets the result with
+        ``get_pending(id)``; so does this one, as ever.
+
+        Returns
+        -------
+        str
+                Its `id`.
+
+        Raises
+        ------
+        DetachFailed
+            The controller cannot keep it; it goes on as before.
+        """
+        [id] = self._core.detach([self])
+        return id
 
     # -- ending it ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ipython1.kernel.client.calls import Calls
-from ipython1.kernel.client.status import Status
+from ipython1.kernel.client.status import QueueStatus, Status
 from ipython1.kernel.client.targets import TargetSpec
 from ipython1.kernel.wire import objects
 
@@ -22,12 +22,14 @@ class EngineControl(Calls):
 
         Returns
         -------
-        list of (int, dict)
-            Engine id and ``{'queue': [...], 'pending': ...}``: the waiting
-            commands, and the running one or None.
+        QueueStatus
+            A list that shows as a table, of tuples: engine id and
+            ``{'queue': [...], 'pending': ...}``, the waiting commands and the
+            running one or None; and ``'away'``, since when (seconds since the
+            epoch) nothing is heard of an engine, where that is so.
         """
         chosen = self._chosen(targets)
-        return self._question("queue_status", chosen, block, _rows_of(chosen), targets=chosen)
+        return self._question("queue_status", chosen, block, _rows_of(chosen), QueueStatus, targets=chosen)
 
     def clear_queue(self, targets: TargetSpec | None = None, block: bool | None = None) -> Any:
         """Cancel what has not started; those commands raise `QueueCleared`.
@@ -237,9 +239,10 @@ class EngineControl(Calls):
 
     def _status(self, ids: Sequence[int]) -> Status:
         self._core.check_usable()
-        future = self._core.ask("status")
-        self._core.wait(future, None)
-        return Status(row for row in future.result() if row["id"] in ids)
+        table, links = self._core.ask("status"), self._core.ask("links")
+        for future in (table, links):
+            self._core.wait(future, None)
+        return Status([row for row in table.result() if row["id"] in ids], links=links.result())
 
 
 def _all_fresh(table: Sequence[Mapping[str, Any]], before: Mapping[int, str]) -> bool:
@@ -257,7 +260,7 @@ def _none_each(chosen: Sequence[int]) -> Callable[[Any], list[Any]]:
 
 def _rows_of(chosen: Sequence[int]) -> Callable[[Any], list[Any]]:
     def rows(answer: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
-        found = {id: {"queue": list(facts["queue"]), "pending": facts["pending"]} for id, facts in answer}
+        found = {id: {**facts, "queue": list(facts["queue"])} for id, facts in answer}
         # One that has gone since has nothing to do.
         return [(id, found.get(id, {"queue": [], "pending": None})) for id in chosen]
 

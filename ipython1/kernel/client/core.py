@@ -11,20 +11,21 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
 from ipython1.kernel.client.batches import Batches
 from ipython1.kernel.client.bridge import IBridge
+from ipython1.kernel.client.detaching import Detaching, detach_all
 from ipython1.kernel.client.forgetting import Forgetting
 from ipython1.kernel.client.incoming import Incoming, Outstanding
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.questions import Questions
+from ipython1.kernel.client.room import OVERHEAD
 from ipython1.kernel.client.taskpending import TaskPending
 from ipython1.kernel.error import ClientClosed, ConnectionFailed, IPython1Error, SerializationError
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore
-from ipython1.kernel.wire.codec import decode_as, encode, pack, unpack_map
+from ipython1.kernel.wire.codec import encode, pack, unpack_map
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.records import (
     INLINE_LIMIT,
@@ -36,6 +37,7 @@ from ipython1.kernel.wire.records import (
     Event,
     Fetch,
     Grant,
+    Input,
     Interrupt,
     Outcomes,
     Record,
@@ -104,8 +106,17 @@ class ClientCore:
         )
         self._blobs = ChunkStore(self._connection.send, shared, clock)
         self.tasks = Batches(clock, bridge, self._blobs, self._connection.send, self.new_id)
+        self._room = self.tasks.room
         self._forgetting = Forgetting(clock, self.client_id, self._connection.send)
         self._questions = Questions(self._connection.send)
+        self.detaching = Detaching(
+            self._connection.send,
+            lambda: self._connection.linked,
+            self._outstanding,
+            self.tasks,
+            self._blobs,
+            self._questions,
+        )
         self._incoming = Incoming(
             self._outstanding, self._blobs, self._connection.send, self._forgetting.plan, self._result_here
         )
@@ -187,7 +198,10 @@ class ClientCore:
         timeout: float = 0.0,
         stop_on_error: bool = False,
     ) -> None:
-        """Send a command, as one record a distinct payload. Returns at once; everything is copied."""
+        """Send a command, as one record a distinct payload; everything is copied.
+
+        Returns at once, unless very much is outstanding.
+        """
         self.check_usable()
         id = pending.command_id
         packed = pack(args)
@@ -201,13 +215,14 @@ class ClientCore:
                 split, blobs = self._blobs.split(parts, f"{id}/s{number}", INLINE_LIMIT)
                 held.update(blobs)
                 records.append(encode(Submit(id, targets, op, label, stop, timeout, packed, split)))
+            out = Outstanding(pending, tuple(records), left=len(pending.targets), blobs=held or None)
+            self._room.take(_size(out))
+            self.check_usable()
         except BaseException:
             self._release(held)
             raise
         self.pending[id] = pending
-        self._bridge.submit(
-            self._send, Outstanding(pending, tuple(records), left=len(pending.targets), blobs=held or None)
-        )
+        self._bridge.submit(self._send, out)
 
     def fetch(self, pending: PendingResult, targets: Targets) -> None:
         """Ask for the results of a command that this or another client sent."""
@@ -215,6 +230,12 @@ class ClientCore:
         id = pending.command_id
         self.pending[id] = pending
         self._bridge.submit(self._send, Outstanding(pending, fetched=True, left=len(targets)))
+
+    def sent(self, id: str) -> tuple[int, int]:
+        """Bulk bytes of a command that have arrived, and how many there are."""
+        out = self._outstanding.get(id)
+        blobs = (out.blobs if out is not None else None) or {}
+        return sum(map(self._blobs.sent, blobs)), sum(map(len, blobs.values()))
 
     def abort(self, pending: PendingResult, interrupt: bool = False, reason: str = "TaskAborted") -> None:
         """Take a command or tasks out of the queues; where they run, interrupt them if asked to."""
@@ -226,6 +247,14 @@ class ClientCore:
             self._bridge.submit(self._send_end, Interrupt(targets, id))
         else:
             self._bridge.submit(self._send_end, Cancel((id,), targets, reason))
+
+    def detach(self, pendings: Sequence[PendingResult]) -> list[str]:
+        """Have work go on without this client; see `detach_all`."""
+        return detach_all(self, pendings)
+
+    def answer(self, record: Input) -> None:
+        """Answer a question of a running command."""
+        self._bridge.submit(self._send_answer, record)
 
     def interrupt(self, targets: Targets, id: str = "", stuck: str = "") -> None:
         """KeyboardInterrupt in what runs on `targets`, or only in command `id`; `stuck` as in `Interrupt`."""
@@ -259,14 +288,11 @@ class ClientCore:
 
     def _send_again(self, out: Outstanding) -> None:
         """A controller does not know us: send what is unresolved, and who has it."""
-        uuids = {engine["id"]: engine["uuid"] for engine in out.engines or ()}
-        for raw in out.submits:
-            submit = decode_as(Submit, raw)
-            targets = tuple(filter(out.pending.awaits, submit.targets))
-            if targets:
-                again = () if out.engines is None else tuple(uuids.get(target, "") for target in targets)
-                self._connection.send(replace(submit, targets=targets, again=again))
+        for submit in out.unresolved():
+            self._connection.send(submit)
         self._send_rest(out)
+        for answer in (out.answers or {}).values():
+            self._connection.send(answer)
         if out.end is not None:
             self._connection.send(out.end)
 
@@ -287,6 +313,12 @@ class ClientCore:
         if out is not None:
             out.end = record
         self._connection.send(record)
+
+    def _send_answer(self, record: Input) -> None:
+        out = self._outstanding.get(record.id)
+        if out is not None:
+            out.answers = {**(out.answers or {}), record.targets: record}
+            self._connection.send(record)
 
     def _send_ask(self, ask: Ask, future: Future[Any]) -> None:
         if self._ended:
@@ -321,10 +353,12 @@ class ClientCore:
                 self._send_again(out)
             self.tasks.send_again()
             self._forgetting.send_again()
-            self._questions.ask_again(self.address)
         for out in self._outstanding.values():
             if out.engines is None:
                 out.engines = self._engines
+        self.detaching.welcomed(resumed)
+        if not resumed:
+            self._questions.ask_again(self.address)
         self._blobs.ask_for_all()
 
     def _lost(self, reason: Exception) -> None:
@@ -356,6 +390,7 @@ class ClientCore:
         self._outstanding.clear()
         self.tasks.fail(error)
         self._questions.fail(error)
+        self.detaching.fail(error)
         self._forgetting.stop()
         for listener in list(self._listeners):
             listener()
@@ -396,5 +431,11 @@ class ClientCore:
     def _drop(self, id: str) -> None:
         out = self._outstanding.pop(id, None)
         if out is not None:
+            self._room.free(_size(out))
             self._release(out.blobs or ())
             self._incoming.drop(out)
+
+
+def _size(out: Outstanding) -> int:
+    """What a command takes of the controller's memory, about."""
+    return sum(map(len, out.submits)) + OVERHEAD * len(out.pending.targets) if out.submits else 0

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ipython1.kernel.tracebacks import ranges
+
+__all__ = ["format_id", "parse_id", "ranges"]
+
 #: What stands between the command and its engines, or a batch and its tasks.
 ENGINES, TASKS = "@", "#"
 _ID = re.compile(r"([^@#\s]+)([@#])(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
@@ -14,14 +18,7 @@ def format_id(command_id: str, targets: Iterable[int], kind: str = ENGINES) -> s
     """The id of a result, with its targets in ranges: ``'5f3a-7@0-3,7'``, of tasks ``'5f3a-7#0-3,7'``."""
     if isinstance(targets, range) and targets.step == 1 and len(targets) > 1:
         return f"{command_id}{kind}{targets[0]}-{targets[-1]}"
-    runs: list[list[int]] = []
-    for target in targets:
-        if runs and runs[-1][1] + 1 == target:
-            runs[-1][1] = target
-        else:
-            runs.append([target, target])
-    ranges = (f"{first}-{last}" if last > first else str(first) for first, last in runs)
-    return f"{command_id}{kind}{','.join(ranges)}"
+    return f"{command_id}{kind}{ranges(targets)}"
 
 
 def parse_id(id: str) -> tuple[str, tuple[int, ...]]:

@@ -8,23 +8,26 @@ interruption an engine says everything again: what was here is not taken twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.error import EngineDied, RemoteFailure
 from ipython1.kernel.wire.blobs import Buffer, ChunkStore, gather_parts
-from ipython1.kernel.wire.codec import encode_failure
+from ipython1.kernel.wire.codec import decode_as, encode_failure
 from ipython1.kernel.wire.records import (
     BlobRef,
     Cancel,
     Event,
     Fetch,
     Grant,
+    Input,
     Interrupt,
     Record,
     Result,
+    Submit,
+    Targets,
 )
 
 
@@ -49,8 +52,22 @@ class Outstanding:
     arriving: dict[int, dict[int, Arrival]] | None = None
     #: The user's word to end it.
     end: Cancel | Interrupt | None = None
+    #: The last answer to a question of each engine.
+    answers: Mapping[Targets, Input] | None = None
     #: The engine table as it was when this went out; None: it has not gone out yet.
     engines: tuple[dict[str, Any], ...] | None = None
+    #: It shall go on without this client.
+    detached: bool = False
+
+    def unresolved(self) -> Iterator[Submit]:
+        """What has not ended, to be sent again; it says who has it."""
+        uuids = {engine["id"]: engine["uuid"] for engine in self.engines or ()}
+        for raw in self.submits:
+            submit = decode_as(Submit, raw)
+            targets = tuple(filter(self.pending.awaits, submit.targets))
+            if targets:
+                again = () if self.engines is None else tuple(uuids.get(target, "") for target in targets)
+                yield replace(submit, targets=targets, again=again, detached=self.detached)
 
     def delivered(self, engine: int) -> int:
         """Events of an engine that are delivered."""
@@ -122,6 +139,9 @@ class Incoming:
     def arrived(self, record: Event | Result) -> None:
         """Deliver a record, or hold it until its blobs and those before it are here."""
         out = self._outstanding.get(record.id)
+        if type(record) is Result and record.status == "later":
+            self._fetch(out, record)
+            return
         if out is None or not out.pending.awaits(record.engine):
             self._refuse_blobs(record)
             if isinstance(record, Result):
@@ -179,12 +199,16 @@ class Incoming:
     def _deliver(self, out: Outstanding, result: Result, parts: Sequence[Buffer]) -> None:
         if result.events > out.delivered(result.engine):
             # Events were lost with an earlier controller: the engine tells them again.
-            self._send(Fetch(result.id, (result.engine,)))
+            self._fetch(out, result)
             return
         out.left -= 1
         self._received(result)
         self._ended(out, result)
         out.pending.deliver_result(result, parts)
+
+    def _fetch(self, out: Outstanding | None, result: Result) -> None:
+        known = 0 if out is None else out.delivered(result.engine)
+        self._send(Fetch(result.id, (result.engine,), known))
 
     def _ask_again(self, record: Event | Result) -> None:
         for part in record.parts:

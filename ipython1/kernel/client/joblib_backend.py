@@ -1,7 +1,8 @@
 """joblib on a cluster: ``with joblib.parallel_config('ipython1'): ...``.
 
-It is registered when both joblib and ``ipython1.kernel.client`` are imported, and
-then connects by itself; `register_joblib_backend` of a client puts that client behind it.
+Importing both joblib and ``ipython1.kernel.client`` imports this module, which
+registers itself. It connects by itself; `register_joblib_backend` of a client
+puts that client behind it.
 """
 
 from __future__ import annotations
@@ -92,3 +93,6 @@ def register(client: TaskClient | None = None, name: str = NAME) -> None:
     """
     factory = ClusterBackend if client is None else functools.partial(ClusterBackend, client)
     register_parallel_backend(name, factory)
+
+
+register()

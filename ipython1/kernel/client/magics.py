@@ -16,6 +16,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 from ipython1.kernel.client import streaming
 from ipython1.kernel.client.calls import wait_for
+from ipython1.kernel.client.completions import continuations, make_matcher
 from ipython1.kernel.client.multiengine import MultiEngineClient
 from ipython1.kernel.error import ClientClosed
 
@@ -109,12 +110,14 @@ class ParallelMagics:
         self.targets: TargetSpec | None = None
         self.block: bool | None = None
         self._autopx = _AutoPX(suffix)
+        self._matcher = make_matcher(suffix, self._is_auto, self._continuations)
 
     def register(self) -> None:
         """Make the magics known to the shell."""
         for name in _NAMES:
             self.shell.register_magic_function(getattr(self, name), "line", name + self.suffix)
         self.shell.register_magic_function(self.px_cell, "cell", "px" + self.suffix)
+        self.shell.Completer.custom_matchers.append(self._matcher)
 
     def unregister(self) -> None:
         """Take the magics out of the shell."""
@@ -122,6 +125,8 @@ class ParallelMagics:
         for name in _NAMES:
             self.shell.magics_manager.magics["line"].pop(name + self.suffix, None)
         self.shell.magics_manager.magics["cell"].pop("px" + self.suffix, None)
+        if self._matcher in self.shell.Completer.custom_matchers:
+            self.shell.Completer.custom_matchers.remove(self._matcher)
 
     # -- the magics ----------------------------------------------------------------
 
@@ -129,8 +134,18 @@ class ParallelMagics:
     def px(self, line: str) -> PendingResult | None:
         """Run a line on the engines.
 
-        ``%px a = 5``; its output is shown as it comes. Where the client does
-        not block, the `PendingResult` is returned.
+        Its output is shown as it comes, each line with its engine. Where the
+        client does not block, the `PendingResult` is returned. Ctrl-C
+        interrupts the engines, TAB completes names that live there. ``%%px``
+        runs a cell, and has options: ``%%px?`` shows them.
+
+        Examples
+        --------
+        ::
+
+            %px a = 5
+            %px print(a + engine_id)
+            %px !hostname
         """
         return self._run(line, self.targets, self.block)
 
@@ -159,6 +174,9 @@ class ParallelMagics:
     def px_cell(self, line: str, cell: str) -> PendingResult | None:
         """Run a cell on the engines.
 
+        Output is shown as it comes, each line with its engine, figures under
+        theirs. Ctrl-C interrupts the engines.
+
         Examples
         --------
         ::
@@ -166,6 +184,12 @@ class ParallelMagics:
             %%px --targets 0,2
             import os
             print(os.getpid())
+
+            %%px --noblock --out later
+            simulate()
+
+            %%px --group-outputs=engine
+            report()
         """
         options: argparse.Namespace = parse_argstring(self.px_cell, line)
         if options.out is not None and not options.out.isidentifier():
@@ -238,15 +262,26 @@ class ParallelMagics:
         group: str | None = None,
     ) -> PendingResult | None:
         view = self._active()
-        pending: PendingResult = view.execute(code, targets, False, silent=silent, timeout=timeout)
+        wait = view.block if block is None else block
+        args = {"silent": silent}
+        pending: PendingResult = view._code("execute", code, args, code, targets, False, timeout, wait)
         if out is not None:
             self.shell.user_ns[out] = pending
         if local:
             _run_locally(self.shell, code)
-        if not (view.block if block is None else block):
+        if not wait:
             return pending
         wait_for(view._core, pending, lambda: pending.stream(progress_after, group))
         return None
+
+    def _is_auto(self) -> bool:
+        return self._autopx in self.shell.input_transformers_cleanup
+
+    def _continuations(self, code: str) -> tuple[str, list[str]]:
+        try:
+            return continuations(self._active(), self.targets, code)
+        except UsageError:  # no client
+            return "", []
 
     def _active(self) -> TargetView:
         view = self._newest_client() if self.view is None else self.view

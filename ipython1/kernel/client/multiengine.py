@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from ipython1.kernel.client.asking import InputHandler
 from ipython1.kernel.client.benchmark import Benchmark, run_benchmark
 from ipython1.kernel.client.calls import Calls
+from ipython1.kernel.client.completions import QuickAnswers
 from ipython1.kernel.client.connect import DEFAULT_CLUSTER, FURLSpec, _open
 from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.status import Status
+from ipython1.kernel.client.timeline import Timeline, fetch_timeline
 from ipython1.kernel.client.views import TargetView
 
 if TYPE_CHECKING:
@@ -36,6 +40,10 @@ class MultiEngineClient(ClientLife, TargetView):
         Where calls go that do not say so (``'all'``).
     block : bool
         Whether calls that do not say so wait for their result (True).
+    input_handler : callable, optional
+        ``input_handler(engine, prompt, password)`` returns the line that
+        ``input()`` on an engine gets. None: the user is asked in the terminal
+        or notebook that waits for the command.
 
     Raises
     ------
@@ -52,6 +60,8 @@ class MultiEngineClient(ClientLife, TargetView):
     [4243]
     """
 
+    input_handler: InputHandler | None
+
     def __init__(
         self, furl: FURLSpec = None, *, cluster: str = DEFAULT_CLUSTER, timeout: float = 10.0
     ) -> None:
@@ -61,6 +71,8 @@ class MultiEngineClient(ClientLife, TargetView):
     def _attach(self, core: ClientCore) -> None:
         super()._attach(core)
         Calls.__init__(self, core, "all", True)
+        self.input_handler = None
+        self.quick_answers = QuickAnswers()
         self._stop_on_error = False
         self._failures_told: list[str] = []
 
@@ -84,6 +96,23 @@ class MultiEngineClient(ClientLife, TargetView):
             A list of dicts that shows as a table.
         """
         return self._status(self._all_ids())
+
+    def timeline(self, path: str | os.PathLike[str] | None = None) -> Timeline:
+        """What ran where on all engines, and what runs now: as far back as the controller remembers.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where to save it: ``.svg`` or ``.png`` as a picture, ``.json`` as a Chrome trace.
+
+        Returns
+        -------
+        Timeline
+        """
+        found = fetch_timeline(self._core)
+        if path is not None:
+            found.save(path)
+        return found
 
     def task_client(self) -> TaskClient:
         """A `TaskClient` of the same cluster, with a connection of its own."""

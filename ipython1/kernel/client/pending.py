@@ -18,7 +18,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from ipython1.kernel.client import awaiting, streaming
+from ipython1.kernel.client import asking, awaiting, progress, streaming
 from ipython1.kernel.client.arrivals import Arrivals, Output
 from ipython1.kernel.client.callbacks import CallbackChain
 from ipython1.kernel.client.completion import Completion, Core
@@ -121,7 +121,7 @@ class PendingResult(Completion):
         """What `result` raises, or None; waits for it."""
         if not self._settled:
             if not self.done():
-                self._core.wait(self, timeout)
+                asking.wait(self, timeout)
             if self.cancelled():
                 raise concurrent.futures.CancelledError()
             self._settle()
@@ -154,6 +154,9 @@ class PendingResult(Completion):
         else:
             values = [source.value for source in sources]
             self._value = values if self._finish is None else self._finish(values)
+
+    def _input_handler(self) -> asking.InputHandler | None:
+        return getattr(self._kept, "input_handler", None)
 
     def _make_error(self, failures: list[RemoteFailure], good: dict[int, Any]) -> Exception:
         """The error of this result, where something failed."""
@@ -292,27 +295,32 @@ class PendingResult(Completion):
         Parameters
         ----------
         every : float, optional
-            Yields None each time nothing has come for so many seconds.
+            Yields None each time nothing has come for so many seconds, and when what has come
+            is no output, such as a report of progress.
 
         Yields
         ------
         Output
-            Of kind stdout, stderr, display, or end: that engine, or task, has finished.
+            Of kind stdout, stderr, display, input (a question), or end: that engine, or task, has finished.
         """
-        seen = 0
+        seen, waited = 0, False
         while True:
             with self._guard:
                 over = self.done()
                 fresh = self._arrivals.log(seen)
                 news = None if over or fresh else self._next_news()
-            yield from fresh
-            seen += len(fresh)
             if news is not None:
+                if waited and every is not None:
+                    yield None
+                waited = True
                 try:
                     self._core.wait(news, every)
                 except TimeoutError:
-                    yield None
-            elif over:
+                    pass
+                continue
+            yield from fresh
+            seen, waited = seen + len(fresh), False
+            if over:
                 return
 
     def stream(self, progress_after: float | None = None, group: str | None = None) -> None:
@@ -385,13 +393,7 @@ class PendingResult(Completion):
         return self.serial_time / wall if wall else 0.0
 
     def __repr__(self) -> str:
-        done, total = self.progress
-        failed = self._arrivals.failed
-        if self.cancelled():
-            state = "cancelled"
-        elif self._broken is not None:
-            state = f"failed: {self._broken}"
-        else:
-            state = "finished" if self.done() else f"{done} of {total} finished"
-            state += f", {failed} failed" if failed else ""
-        return f"<{type(self).__name__} {self.id} {self.method}: {state}>"
+        return f"<{type(self).__name__} {self.id} {self.method}: {self._state_text()}>"
+
+    def _repr_html_(self) -> str:
+        return progress.as_html(self, self._state_text())

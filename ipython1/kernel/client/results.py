@@ -5,20 +5,30 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, overload
 
 import msgpack
 
-#: Engines shown open in a notebook; the others are folded.
-UNFOLDED = 4
+from ipython1.kernel.client.ids import ranges
+
+#: Engines whose results show; past that equal ones show as one, and the rest is folded.
+UNFOLDED = 8
 #: Keys of a `Result` that are there only where there is something.
 OPTIONAL = ("stdout", "stderr", "result", "outputs", "traceback")
 
+_TITLE = "<Results List>"
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 #: Formats a browser shows, best first.
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-_MARKUP = ("text/html", "image/svg+xml", *_IMAGES)
+_MARKUP = ("text/html", "image/svg+xml", *_IMAGES, "text/latex")
+#: What is long scrolls; fonts and colours are those of the notebook, where it has some.
+_TEXT = (
+    "max-height: 24em; overflow: auto; margin: 0; "
+    "font: var(--jp-code-font-size, 13px) var(--jp-code-font-family, monospace)"
+)
+_HEAD = "margin-top: 0.5em; font-weight: bold"
+_ERROR = "color: var(--jp-error-color1, #d33)"
 
 
 class Result(dict[str, Any]):
@@ -48,7 +58,7 @@ class Result(dict[str, Any]):
         return self.completed - self.started
 
     def _repr_html_(self) -> str | None:
-        return _html_of(self) if _has_figures(self) else None
+        return _html_of(self, _engine(self)) if _has_figures(self) else None
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         markup = self._repr_html_()
@@ -88,7 +98,11 @@ def make_result(
 
 
 class ResultList(list[Result]):
-    """The `Result` of each target, in target order; prints them one after the other."""
+    """The `Result` of each target, in target order; shows them one after the other.
+
+    Of many engines equal results show as one, and the rest is counted, in a
+    notebook folded; ``print`` shows all.
+    """
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Result: ...
@@ -100,8 +114,26 @@ class ResultList(list[Result]):
         chosen = super().__getitem__(index)
         return ResultList(chosen) if isinstance(index, slice) else chosen  # type: ignore[arg-type,return-value]
 
+    def __str__(self) -> str:
+        return "\n".join([_TITLE, *(_text_of(result, _engine(result)) for result in self)])
+
     def __repr__(self) -> str:
-        return "\n".join(["<Results List>", *(_text_of(result) for result in self)])
+        if len(self) <= UNFOLDED:
+            return str(self)
+        groups = self._groups(_text_of)
+        lines = [_TITLE, *(_text_of(results[0], _engines(results)) for results in groups[:UNFOLDED])]
+        if len(groups) > UNFOLDED:
+            lines.append(f"… {_rest(groups[UNFOLDED:])}; print() shows all")
+        return "\n".join(lines)
+
+    def _groups(self, form: Callable[[Result, str], str]) -> list[list[Result]]:
+        """The results that have the same form together, past a few engines; else one by one."""
+        if len(self) <= UNFOLDED:
+            return [[result] for result in self]
+        groups: dict[str, list[Result]] = {}
+        for result in self:
+            groups.setdefault(form(result, ""), []).append(result)
+        return list(groups.values())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))  # IPython would drop the last line end
@@ -110,7 +142,12 @@ class ResultList(list[Result]):
         """Figures under their engine; None where the text says it all."""
         if len(self) <= UNFOLDED and not any(_has_figures(result) for result in self):
             return None
-        return "\n".join(_html_of(result, folded=i >= UNFOLDED) for i, result in enumerate(self))
+        groups = self._groups(_html_of)
+        blocks = [_html_of(results[0], _engines(results)) for results in groups]
+        if len(groups) > UNFOLDED:
+            summary = f"<summary>… {_rest(groups[UNFOLDED:])}</summary>"
+            blocks[UNFOLDED:] = ["<details>", summary, *blocks[UNFOLDED:], "</details>"]
+        return "\n".join(blocks)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         bundle = {"text/plain": repr(self)}
@@ -167,15 +204,34 @@ def _error_line(result: Mapping[str, Any]) -> str:
     return lines[-1] if lines else ""
 
 
-def _text_of(result: Mapping[str, Any]) -> str:
-    engine, number = f"[{result.get('id')}]", _number(result)
+def _engine(result: Mapping[str, Any]) -> str:
+    return f"[{result.get('id')}]"
+
+
+def _engines(results: Sequence[Mapping[str, Any]]) -> str:
+    return f"[{ranges(result['id'] for result in results)}]"
+
+
+def _rest(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """In words, what does not show."""
+    results = [result for group in groups for result in group]
+    failed = sum("traceback" in result for result in results)
+    return f"{len(results)} more: {_engines(results)}" + (f", {failed} failed" if failed else "")
+
+
+def _text_of(result: Mapping[str, Any], engine: str) -> str:
+    number = _number(result)
     lines = [f"{engine} In [{number}]: {_source(result)}"]
     outs = [result.get("stdout")]
-    outs += [output["data"].get("text/plain") for output in result.get("outputs", ())]
-    outs += [result.get("result", {}).get("text/plain")]
+    outs += [_on_its_own(bundle.get("text/plain")) for bundle in _bundles(result)]
     lines += [f"{engine} Out[{number}]: {out}" for out in outs if out]
     lines += [f"{engine} Err[{number}]: {err}" for err in (result.get("stderr"), _error_line(result)) if err]
     return "\n".join(lines)
+
+
+def _on_its_own(text: str | None) -> str | None:
+    """A text of several lines begins on a line of its own, so that what stands in columns does so."""
+    return f"\n{text}" if text and "\n" in text else text
 
 
 # -- as HTML ------------------------------------------------------------------------
@@ -190,21 +246,17 @@ def _has_figures(result: Mapping[str, Any]) -> bool:
     return any(mime in bundle for bundle in _bundles(result) for mime in _MARKUP)
 
 
-def _html_of(result: Mapping[str, Any], folded: bool = False) -> str:
-    head = _pre(f"[{result.get('id')}] In [{_number(result)}]: {_source(result)}")
-    blocks = [_pre(result["stdout"])] if result.get("stdout") else []
+def _html_of(result: Mapping[str, Any], engine: str) -> str:
+    blocks = [_pre(f"{engine} In [{_number(result)}]: {_source(result)}", _HEAD)]
+    blocks += [_pre(result["stdout"])] if result.get("stdout") else []
     blocks += [_bundle_html(bundle) for bundle in _bundles(result)]
-    blocks += [_pre(text, "color: #a00") for text in (result.get("stderr"), result.get("traceback")) if text]
-    if not folded:
-        return "\n".join([head, *blocks])
-    first = html.escape(_source(result).partition("\n")[0])
-    summary = f"<summary><code>[{result.get('id')}] In [{_number(result)}]: {first}</code></summary>"
-    return "\n".join(["<details>", summary, *blocks, "</details>"])
+    blocks += [_pre(text, _ERROR) for text in (result.get("stderr"), result.get("traceback")) if text]
+    return "\n".join(blocks)
 
 
 def _pre(text: Any, style: str = "") -> str:
-    attribute = f' style="{style}"' if style else ""
-    return f"<pre{attribute}>{html.escape(plain(str(text)).rstrip())}</pre>"
+    styles = "; ".join(filter(None, (_TEXT, style)))
+    return f'<pre style="{styles}">{html.escape(plain(str(text)).rstrip())}</pre>'
 
 
 def _bundle_html(bundle: Mapping[str, Any]) -> str:
@@ -219,6 +271,8 @@ def _bundle_html(bundle: Mapping[str, Any]) -> str:
                 base64.b64encode(data).decode() if isinstance(data, bytes) else "".join(str(data).split())
             )
             return f'<img src="data:{mime};base64,{html.escape(encoded)}">'
+    if "text/latex" in bundle:
+        return f"<div>{html.escape(_str(bundle['text/latex']))}</div>"
     return _pre(bundle.get("text/plain", ""))
 
 

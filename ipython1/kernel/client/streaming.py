@@ -4,46 +4,87 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ipython1.kernel.client import asking
+from ipython1.kernel.client.progress import REDRAW, PendingBar
 from ipython1.kernel.client.results import Result
+from ipython1.kernel.tracebacks import running_shell
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.arrivals import Output
+    from ipython1.kernel.client.completion import Completion
     from ipython1.kernel.client.pending import PendingResult
 
-#: Seconds between two looks at a progress bar.
-REDRAW = 0.2
 #: How `stream` can group outputs.
 GROUPINGS = ("engine", "order", "type")
 #: Kinds of output, in the order in which grouping by type shows them.
 _KINDS = ("stdout", "stderr", "display", "end")
+#: Seconds that the beginning of a line is held back where nothing comes, and where others write.
+HELD, HELD_LONG = 0.5, 2.0
 
 
 class OutputPrinter:
     """Prints output of several engines, labelled ``[stdout:2]``, without mixing their lines.
 
-    Text appears at once. Where an engine has not ended its line and another
-    one writes, the line is ended and the label written again.
+    A line that has not ended is held back for a moment, where others write as
+    well. Where it has not ended then and another one writes, it is ended here
+    and the label written again.
+
+    Parameters
+    ----------
+    labels : bool
+        False where there is only one engine and its output stands for itself.
+    hold : bool
+        Several engines write.
+    now : callable
+        The time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, labels: bool = True, hold: bool = False, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._labels = labels
+        self._hold = hold
+        self._now = now
         self._open: tuple[int, str] | None = None
+        #: Beginnings of lines, and when they came.
+        self._held: dict[tuple[int, str], tuple[float, str]] = {}
 
     def text(self, engine: int, kind: str, text: str) -> None:
         """Print to stdout or stderr, by `kind`, what an engine wrote there."""
-        if not text:
-            return
+        key = engine, kind
+        since, begun = self._held.pop(key, (self._now(), ""))
+        text = begun + text
+        if self._hold and (self._open != key or "\n" in text):
+            end = text.rfind("\n") + 1
+            text, rest = text[:end], text[end:]
+            if end:
+                since = self._now()
+            if rest:
+                self._held[key] = since, rest
+        if text:
+            self._write(key, text)
+
+    def show_held(self, engine: int | None = None, older: float = 0.0) -> None:
+        """Print what was held back, of one engine or of all, where it came `older` seconds ago or more."""
+        for key, (since, text) in list(self._held.items()):
+            if engine in (None, key[0]) and self._now() - since >= older:
+                del self._held[key]
+                self._write(key, text)
+
+    def _write(self, key: tuple[int, str], text: str) -> None:
+        engine, kind = key
         file = sys.stderr if kind == "stderr" else sys.stdout
-        label = f"[{kind}:{engine}] "
-        if self._open != (engine, kind):
+        label = f"[{kind}:{engine}] " if self._labels else ""
+        if self._open != key:
             self.end_line()
             file.write(label)
         ended = text.endswith("\n")
         file.write((text[:-1] if ended else text).replace("\n", "\n" + label))
-        self._open = (engine, kind)
+        self._open = key
         if ended:
             self.end_line()
         file.flush()
@@ -52,9 +93,10 @@ class OutputPrinter:
         """Show a display of an engine: as IPython does, or as text where this is not IPython."""
         self.end_line()
         data, metadata = dict(output["data"]), dict(output["metadata"])
-        shell = _ipython()
+        shell = running_shell()
         if shell is None or set(data) <= {"text/plain"}:
-            print(f"{label} {data.get('text/plain', '')}", flush=True)
+            text = data.get("text/plain", "")
+            print(label, text, sep="\n" if "\n" in text else " ", flush=True)  # columns stay below each other
             return
         update, name = bool(output.get("update")), output.get("display_id")
         if not update:
@@ -72,7 +114,12 @@ class OutputPrinter:
             file.flush()
 
 
-def stream(pending: PendingResult, progress_after: float | None = None, group: str | None = None) -> None:
+def stream(
+    pending: PendingResult,
+    progress_after: float | None = None,
+    group: str | None = None,
+    labels: bool = True,
+) -> None:
     """Print what engines give out, until the result of `pending` is there.
 
     Parameters
@@ -82,26 +129,52 @@ def stream(pending: PendingResult, progress_after: float | None = None, group: s
         Seconds after which a progress bar shows. Without it, none does.
     group : {'engine', 'type', 'order'}, optional
         Keep all back until then, and print it grouped.
+    labels : bool
+        Write the engine before each line.
     """
-    printer = OutputPrinter()
+    several = len(pending.targets) > 1
+    printer = OutputPrinter(labels, several)
     kept: list[Output] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(asking.attended(pending))
         stack.callback(_print_grouped, printer, pending, kept, group)
-        bar: ProgressBar | None = None
-        for output in pending.watch(None if progress_after is None else REDRAW):
-            if output is not None and group is not None:
+        bar: PendingBar | None = None
+        for output in pending.watch(REDRAW if several or progress_after is not None else None):
+            if output is not None and output.kind == "input":
+                printer.show_held()
+                printer.end_line()
+                if bar is not None:
+                    bar.clear()
+                asking.answer_all(pending, show=False)
+            elif output is not None and group is not None:
                 kept.append(output)
             elif output is not None:
                 if bar is not None:
                     bar.clear()
                 _print(printer, pending, output)
+            printer.show_held(older=HELD if output is None else HELD_LONG)
             if progress_after is not None and pending.elapsed >= progress_after:
-                printer.end_line()
-                bar = bar or stack.enter_context(ProgressBar(pending))
-                bar.update()
+                bar = bar or stack.enter_context(PendingBar(pending))
+                if bar.due:
+                    printer.end_line()
+                    bar.update()
+
+
+def show_new(pending: Completion) -> None:
+    """Print what a command has given out since the last call, for who is to answer a question of it."""
+    with pending._guard:
+        fresh = pending._arrivals.log(pending.shown)
+        pending.shown += len(fresh)
+    printer = OutputPrinter(labels=len(pending._arrivals.slots) > 1)
+    for output in fresh:
+        if output.kind in ("stdout", "stderr"):
+            printer.text(output.engine, output.kind, output.text)
+    printer.end_line()
 
 
 def _print(printer: OutputPrinter, pending: PendingResult, output: Output) -> None:
+    if output.kind in ("display", "end"):
+        printer.show_held(output.engine)
     if output.kind == "display":
         printer.display(f"[output:{output.engine}]", output.display)
     elif output.kind == "end":
@@ -115,6 +188,7 @@ def _print_grouped(
 ) -> None:
     for output in grouped(kept, pending.targets, group or "engine"):
         _print(printer, pending, output)
+    printer.show_held()
     printer.end_line()
 
 
@@ -158,47 +232,9 @@ def _print_value(printer: OutputPrinter, pending: PendingResult, output: Output)
 
 def wait_interactive(pending: PendingResult) -> None:
     """Show a progress bar until the result of `pending` is there."""
-    with ProgressBar(pending) as bar:
+    with asking.attended(pending), PendingBar(pending, leave=True) as bar:
         for _ in pending.watch(REDRAW):
+            if pending.questions:
+                bar.clear()
+                asking.answer_all(pending)
             bar.update()
-        bar.update()
-
-
-class ProgressBar:
-    """How many engines have finished; one that reports its progress counts in part."""
-
-    def __init__(self, pending: PendingResult) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a notebook without widgets
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=len(pending.targets), desc=pending.method, unit="engine", leave=True)
-        self._pending = pending
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.close()
-
-    def clear(self) -> None:
-        """Take the bar away, to print something."""
-        self._bar.clear()
-
-    def update(self) -> None:
-        """Draw the bar as things stand."""
-        pending = self._pending
-        reports = {
-            engine: report for engine, report in pending.engine_progress.items() if not pending.has(engine)
-        }
-        shares = (report["done"] / report["total"] for report in reports.values() if report.get("total"))
-        self._bar.n = round(pending.progress[0] + sum(min(1.0, max(0.0, share)) for share in shares), 2)
-        labels = {str(report["label"]) for report in reports.values() if report.get("label")}
-        self._bar.set_postfix_str(", ".join(sorted(labels)), refresh=False)
-        self._bar.refresh()
-
-
-def _ipython() -> Any:
-    """The IPython shell this process runs in, if any; never imports IPython."""
-    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    return get_ipython() if get_ipython is not None else None

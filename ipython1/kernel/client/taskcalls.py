@@ -9,13 +9,13 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ipython1.kernel.client import partition
+from ipython1.kernel.client import partition, progress
 from ipython1.kernel.client.calls import _checked_block, short_label, wait_for
 from ipython1.kernel.client.functions import ParallelFunction, _callable_name
 from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.taskbatches import OpenBatches, dump_arguments
 from ipython1.kernel.client.taskiter import iterate
-from ipython1.kernel.client.taskmap import Feeder, MapPending, Sizes, TaskMapper, copied, wait_showing
+from ipython1.kernel.client.taskmap import NOT_DETACHED, Feeder, MapPending, Sizes, TaskMapper, copied
 from ipython1.kernel.client.taskpending import TaskPending
 from ipython1.kernel.error import ClientClosed, NoEnginesRegistered
 from ipython1.kernel.wire import objects
@@ -158,7 +158,7 @@ class TaskCalls(ClientLife):
             raise
         if not wait:
             return pending
-        return wait_for(core, pending, functools.partial(wait_showing, core, pending))
+        return wait_for(core, pending, functools.partial(progress.wait, pending, ask=False))
 
     def imap(
         self,
@@ -229,6 +229,30 @@ class TaskCalls(ClientLife):
         """
         mapper = self.mapper(**options)
         return lambda function: ParallelFunction(mapper, function)
+
+    # -- leaving -------------------------------------------------------------------------
+
+    def detach(self) -> list[str]:
+        """Have all that is outstanding go on without this client; returns when that is safe.
+
+        See `PendingResult.detach`. Tasks of other clients, which this one has
+        only asked for, are left to them.
+
+        Returns
+        -------
+        list of str
+            The ids, for `get_pending` in any session of the cluster.
+
+        Raises
+        ------
+        ValueError
+            A map is outstanding, which its client has to feed; nothing is detached.
+        """
+        core = self._core
+        pending = core.tasks.pending()
+        if any(isinstance(each, Feeder) for each in pending):
+            raise ValueError(NOT_DETACHED)
+        return core.detach([p for p in pending if p.command_id.partition("-")[0] == core.client_id])
 
 
 def _checked_chunksize(chunksize: Any) -> int:

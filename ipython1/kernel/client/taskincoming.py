@@ -67,6 +67,9 @@ class TaskIncoming:
                 continue
             if status == "unknown" and task.parts is not None:
                 continue  # said to another client, that has asked
+            if status == "later":
+                self._ask_for(batch, index, task)
+                continue
             result = Result(f"{prefix}{index}", record.engine, op, status, started, completed, events, parts)
             if record.engine < 0:  # made up by the controller: nothing came before
                 self._refuse_arriving(task)

@@ -7,25 +7,24 @@ import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from ipython1.kernel.client.progress import ItemBar
 from ipython1.kernel.client.taskbatches import dump_arguments
 from ipython1.kernel.client.taskmap import Feeder, MapPending, Sizes, copied
 from ipython1.kernel.error import ClientClosed, CompositeError
 from ipython1.kernel.wire.blobs import Buffer
 
 if TYPE_CHECKING:
-    from ipython1.kernel.client.core import ClientCore
     from ipython1.kernel.client.taskcalls import TaskCalls
 
 
 class _Finished:
     """Results in the order in which they are done."""
 
-    def __init__(self, core: ClientCore) -> None:
-        self._core = core
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._done: deque[MapPending] = deque()
         self._news: Future[None] | None = None
@@ -41,14 +40,14 @@ class _Finished:
         if news is not None:
             news.set_result(None)
 
-    def next(self) -> MapPending:
-        """Wait for the next one."""
+    def next(self, wait: Callable[[Future[Any]], None]) -> MapPending:
+        """The next one, when `wait` has waited for it."""
         while True:
             with self._lock:
                 if self._done:
                     return self._done.popleft()
                 news = self._news = Future()
-            self._core.wait(news, None)
+            wait(news)
 
 
 def iterate(
@@ -66,7 +65,8 @@ def iterate(
     core = client._core
     batch = core.tasks.open("chunk", f_parts, label=label)
     waiting: dict[MapPending, None] = {}
-    finished = _Finished(core)
+    finished = _Finished()
+    bar = ItemBar("imap", core)
     more = True
     try:
         while True:
@@ -83,12 +83,14 @@ def iterate(
                         finished.expect(pending)
             if not waiting:
                 return
-            pending = next(iter(waiting)) if ordered else finished.next()
-            core.wait(pending, None)
+            pending = next(iter(waiting)) if ordered else finished.next(bar.wait)
+            bar.wait(pending)
             for slot in pending.targets:
+                bar.items += 1
                 yield _value(pending, slot, return_exceptions)
             del waiting[pending]
     finally:
+        bar.close()
         interrupt = isinstance(sys.exc_info()[1], KeyboardInterrupt)
         with contextlib.suppress(ClientClosed):  # then nothing is left to end
             for pending in waiting:

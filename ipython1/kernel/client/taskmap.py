@@ -24,7 +24,6 @@ from ipython1.kernel.wire.records import Event, Result
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.core import ClientCore
-    from ipython1.kernel.client.pending import PendingResult
     from ipython1.kernel.client.taskcalls import TaskCalls
 
 #: Seconds that a chunk shall take.
@@ -35,12 +34,14 @@ GROWTH = 8
 AHEAD = 4
 #: Chunks an engine gets of what is left, at least.
 SHARES = 4
-#: Seconds after which a map that is waited for shows a bar, and between two looks at it.
-BAR_AFTER, REDRAW = 2.0, 0.2
 #: Bytes of arguments in one chunk, about.
 CHUNK_BYTES = 1 << 20
 #: Seconds that a chunk takes at least, however few are left.
 LEAST_TIME = 0.002
+#: Chunks sent in one go.
+TOGETHER = 256
+#: Why a map cannot be detached.
+NOT_DETACHED = "A map is fed by its client, and cannot be detached. Use submit, or run it in a task."
 #: Failures of a chunk that may be those of one of its items.
 _OF_ONE = frozenset({"EngineDied", "TaskRejected"})
 
@@ -105,10 +106,14 @@ class _FeederCore:
 
     def __init__(self, core: ClientCore) -> None:
         self.wait = core.wait
+        self.sent = core.sent
         self.call_user = core.call_user
 
     def abort(self, pending: MapPending, interrupt: bool = False) -> None:
         pending.feeder.abort(interrupt)
+
+    def detach(self, pendings: Sequence[MapPending]) -> list[str]:
+        raise ValueError(NOT_DETACHED)
 
 
 class Sizes:
@@ -187,20 +192,28 @@ class Feeder:
         """Send chunks until the engines have enough."""
         with self._lock:
             room = self._room()
-            new: list[tuple[int, ...]] = []
-            while len(self._chunks) + len(new) < room:
-                chunk = self._next_chunk()
-                if not chunk:
-                    break
-                new.append(chunk)
-            if new:
-                numbers = self._tasks.reserve(self.command_id, len(new))
-                self._chunks.update(zip(numbers, new, strict=True))
-                parts = [join_rows(Row((), self._items[item]) for item in chunk) for chunk in new]
-                self._tasks.add(self, numbers, parts)  # type: ignore[arg-type]
+            while self._feed_some(room):
+                pass
             if not self._chunks and not self._closed:
                 self._closed = True
                 self._tasks.close(self.command_id)
+
+    def _feed_some(self, room: float) -> bool:
+        """Send some of the chunks that there is room for. Whether there may be more."""
+        new: list[tuple[int, ...]] = []
+        while len(self._chunks) + len(new) < room and len(new) < TOGETHER:
+            chunk = () if self._chunks and self._tasks.room.full else self._next_chunk()
+            if not chunk:
+                break
+            new.append(chunk)
+        if not new:
+            return False
+        numbers = self._tasks.reserve(self.command_id, len(new))
+        self._chunks.update(zip(numbers, new, strict=True))
+        parts = [join_rows(Row((), self._items[item]) for item in chunk) for chunk in new]
+        # Under the lock that the reactor thread takes, too: those that come back make room for more.
+        self._tasks.add(self, numbers, parts, wait=False)  # type: ignore[arg-type]
+        return len(new) == TOGETHER
 
     def _room(self) -> float:
         """How many chunks may be on their way: sizes that are still to be measured are not known ahead."""
@@ -337,25 +350,6 @@ class TaskMapper:
     def map(self, f: Callable[..., Any], *sequences: Iterable[Any]) -> Any:
         """Like builtin `map`, on the engines."""
         return self.client.map(f, *sequences, **self.options)
-
-
-def wait_showing(core: ClientCore, pending: PendingResult) -> None:
-    """Wait for a result; after a while with a progress bar, on a terminal and in a notebook."""
-    try:
-        core.wait(pending, BAR_AFTER)
-        return
-    except TimeoutError:
-        pass
-    from tqdm.auto import tqdm  # only where it is used: in a notebook it looks for widgets
-
-    with tqdm(total=len(pending.targets), desc=pending.method, unit="", leave=False, disable=None) as bar:
-        while not pending.done():
-            bar.n = pending.progress[0]
-            bar.refresh()
-            try:
-                core.wait(pending, REDRAW)
-            except TimeoutError:
-                pass
 
 
 def copied(parts: list[Buffer]) -> list[Buffer]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipython1.kernel.client.incoming import Arrival
+from ipython1.kernel.client.room import OVERHEAD
 from ipython1.kernel.client.taskpending import TaskPending
 from ipython1.kernel.wire import records
 from ipython1.kernel.wire.records import Parts
@@ -35,6 +36,16 @@ class OutTask:
         #: Records of this attempt that wait for their blobs, and those behind them.
         self.arriving: deque[Arrival] | None = None
 
+    @property
+    def weight(self) -> int:
+        """What it takes of the controller's memory, about."""
+        return 0 if self.parts is None else OVERHEAD + size_of(self.parts)
+
+
+def size_of(parts: Parts) -> int:
+    """Bytes of arguments in a record."""
+    return sum([len(part) if type(part) is bytes else 64 for part in parts])
+
 
 class OutBatch:
     """The tasks of one batch. `head` is None where it is of another client."""
@@ -49,3 +60,9 @@ class OutBatch:
         self.unsent: list[int] = []
         self.taken: list[int] = []
         self.closed = False
+        self.detached = False  # some of its tasks are to go on without this client
+
+    def unresolved(self, indexes: Iterable[int]) -> list[tuple[int, OutTask]]:
+        """Which of these tasks were sent from here, and have not ended."""
+        tasks = [(index, self.tasks[index]) for index in indexes if index in self.tasks]
+        return [(index, task) for index, task in tasks if task.parts is not None]

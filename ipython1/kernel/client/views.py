@@ -8,7 +8,9 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ipython1.kernel.client.completions import names
 from ipython1.kernel.client.control import EngineControl
+from ipython1.kernel.client.debugging import DebugCalls
 from ipython1.kernel.client.functions import FunctionCalls
 from ipython1.kernel.client.namespaces import NamespaceCalls
 from ipython1.kernel.client.results import ResultList
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ipython1.kernel.client.multiengine import MultiEngineClient
 
 
-class TargetView(NamespaceCalls, FunctionCalls, EngineControl, WholeClient):
+class TargetView(NamespaceCalls, FunctionCalls, EngineControl, DebugCalls, WholeClient):
     """Runs things on some engines of a cluster; made by indexing a client.
 
     Every call takes `targets` (an engine id, several, a slice, or ``'all'``)
@@ -115,10 +117,20 @@ class TargetView(NamespaceCalls, FunctionCalls, EngineControl, WholeClient):
         targets: TargetSpec | None,
         block: bool | None,
         timeout: float | None,
+        attended: bool = False,
     ) -> Any:
         parts = [code.encode("utf-8", "surrogatepass")]
         return self._command(
-            op, op, args, parts, targets=targets, block=block, finish=ResultList, label=label, timeout=timeout
+            op,
+            op,
+            args,
+            parts,
+            targets=targets,
+            block=block,
+            finish=ResultList,
+            label=label,
+            timeout=timeout,
+            attended=attended,
         )
 
     def get_result(
@@ -160,6 +172,10 @@ class TargetView(NamespaceCalls, FunctionCalls, EngineControl, WholeClient):
         chosen = resolve_targets(key, self._own_ids())
         single = not isinstance(key, slice) and not isinstance(key, Iterable)
         return self.view(chosen[0] if single else chosen)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What ``mec['<TAB>`` offers: the user's names on the first target."""
+        return names(self)
 
     def __delitem__(self, key: str) -> None:
         """Delete a variable; always waits."""

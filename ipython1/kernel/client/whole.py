@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
 from ipython1.kernel.client.calls import Calls
 from ipython1.kernel.client.ids import parse_id
 from ipython1.kernel.client.pending import PendingResult
+from ipython1.kernel.client.progress import Bar
 from ipython1.kernel.client.results import Result, ResultList
 from ipython1.kernel.error import LaunchError, UnknownResult
 
@@ -39,10 +39,10 @@ class WholeClient(Calls):
         n = _count(n)
         if len(self._all_ids()) >= n:
             return
-        with _progress_bar(n) as show:
+        with Bar("wait_for_engines", n) as bar:
 
             def enough(table: Any) -> bool:
-                show(len(table))
+                bar.show(min(n, len(table)), f"{len(table)} of {n} engines")
                 self._check_failures()
                 return len(table) >= n
 
@@ -136,6 +136,21 @@ class WholeClient(Calls):
         for result in reversed(results):  # the last one first: then most of the others need no waiting
             self._core.wait(result, None if end is None else max(0.0, end - time.monotonic()))
 
+    def detach(self) -> list[str]:
+        """Have all that is outstanding go on without this client; returns when that is safe.
+
+        See `PendingResult.detach`. Results of other clients, which this one has
+        only asked for, are left to them.
+
+        Returns
+        -------
+        list of str
+            The ids, for `get_pending` in any session of the cluster.
+        """
+        core = self._core
+        own = [each for each in self.pending if each.command_id.partition("-")[0] == core.client_id]
+        return core.detach(own)
+
     def flush(self) -> None:
         """Forget all results that are outstanding; the work itself goes on."""
         for pending in self.pending:
@@ -153,17 +168,3 @@ def _count(n: Any) -> int:
 def _as_results(values: list[Any]) -> list[Any]:
     """The values of a command of any kind."""
     return ResultList(values) if all(isinstance(value, Result) for value in values) else values
-
-
-@contextlib.contextmanager
-def _progress_bar(n: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with how many are there; shows a bar on a terminal and in a notebook."""
-    from tqdm.auto import tqdm  # only where it is used: in a notebook it looks for widgets
-
-    with tqdm(total=n, desc="engines", unit="", leave=False, disable=None) as bar:
-
-        def show(count: int) -> None:
-            bar.n = min(count, n)
-            bar.refresh()
-
-        yield show

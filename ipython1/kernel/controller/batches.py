@@ -30,6 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipython1.kernel.controller.load import OVERHEAD, Load
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.error import WireError
 from ipython1.kernel.wire import records
@@ -133,6 +134,8 @@ class Batch:
     verdict: bytes = b""
     #: Mean length of its tasks in seconds; 0: not known.
     mean: float = 0.0
+    #: Where its items count.
+    load: Load = field(default_factory=Load)
     blobs: list[str] = field(default_factory=list)
 
     @property
@@ -162,6 +165,7 @@ class Batch:
     def add(self, index: int, parts: Parts, sought: bool = False, attempt: int = 0) -> None:
         """A new task; `attempt`: the last one that its client knows of."""
         self.items[index] = parts
+        self.load.used += _weight(parts)
         if attempt:
             self.attempts[index] = attempt
         if sought:
@@ -251,8 +255,10 @@ class Batch:
 
     def end(self, index: int, engine: int, ok: bool) -> bool:
         """A task has ended; False where it had before, or is none."""
-        if self.items.pop(index, None) is None:
+        parts = self.items.pop(index, None)
+        if parts is None:
             return False
+        self.load.used -= _weight(parts)
         self.handed.pop(index, None)
         self.sought.discard(index)
         for notes in (self.failures, self.refusals, self.refused, self.choosy):
@@ -269,6 +275,7 @@ class Batch:
         self.failed.discard(index)
         self.deaths[index] = self.deaths.get(index, 0) + 1
         self.items[index] = parts
+        self.load.used += _weight(parts)
         if self.deaths[index] >= DEATHS_LIMIT:
             return False
         self.ready[index] = None
@@ -297,6 +304,11 @@ class Batch:
                 self.asked.pop(index, None)
         return by_engine
 
+    def close(self) -> None:
+        """It is over."""
+        self.load.used -= sum(map(_weight, self.items.values()))
+        self.items.clear()
+
     def engine_gone(self, engine: int) -> None:
         """What an engine knew of these tasks is lost."""
         self.engines.discard(engine)
@@ -310,3 +322,8 @@ class Batch:
         seconds = max(seconds, SHORTEST)  # clocks may be set back
         weight = 1 - (1 - MEAN_WEIGHT) ** count if self.mean else 1.0
         self.mean += weight * (seconds / count - self.mean)
+
+
+def _weight(parts: Parts) -> int:
+    """What a task takes of memory, about."""
+    return OVERHEAD + sum([len(part) for part in parts])

@@ -95,8 +95,11 @@ class BlobRoutes:
             route.granted = -1
             source.send(Grant(chunk.blob, -1))
             return
-        for receiver in route.taken:
-            receiver.session.send(raw)
+        for receiver in list(route.taken):
+            if receiver.behind:
+                self._pause(chunk.blob, route, receiver)
+            else:
+                receiver.session.send(raw)
 
     def grant(self, receiver: Peer, grant: Grant) -> None:
         """A receiver has taken more, wants the blob (again) from an offset on, or wants no more."""
@@ -112,6 +115,17 @@ class BlobRoutes:
             route.source.send(Grant(grant.blob, -1))
         route.taken[receiver] = grant.offset
         self._pass_on(grant.blob, route)
+
+    def _pause(self, blob: str, route: _Route, receiver: Peer) -> None:
+        """Too much waits for a receiver: it has this from there on when it has caught up."""
+        offset = route.taken.pop(receiver)
+        receiver.when_caught_up(lambda: self._resume(receiver, Grant(blob, offset)))
+        self._pass_on(blob, route)
+
+    def _resume(self, receiver: Peer, grant: Grant) -> None:
+        route = self._routes.get(grant.blob)
+        if route is not None and receiver not in route.taken:
+            self.grant(receiver, grant)
 
     def away(self, peer: Peer) -> None:
         """The link to a peer is gone: others don't wait for it. Back, it asks for what it lacks."""

@@ -151,6 +151,14 @@ class Endings:
             item = (index, batch.attempts[index], batch.items[index])
             self._dispatcher.send(engine, encode(Work(batch.id, (item,))))
 
+    def withdraw(self, batch: Batch, indexes: Sequence[int], how: str) -> None:
+        """Nobody wants these any more: what is ready ends, and engines stop what they have."""
+        self.make_up(batch, batch.withdraw(indexes), ABORTED)
+        wanted = set(indexes)
+        for index in wanted & batch.sought:
+            self.unwanted[batch.id, index] = how
+        self.withdraw_handed(batch, [index for index in batch.handed if index in wanted], how)
+
     def withdraw_handed(self, batch: Batch, indexes: Iterable[int], how: str) -> None:
         """Engines shall not start these, or stop them."""
         by_engine: dict[int, list[int]] = {}

@@ -27,7 +27,7 @@ ADMITTED: Mapping[str, frozenset[str]] = {
     "engine": frozenset({"engine", "nanny"}),
 }
 
-_LOOK = frozenset({"status", "queue_status", "task_status"})
+_LOOK = frozenset({"status", "queue_status", "task_status", "timeline", "links"})
 
 #: Kind of peer -> the records it may send.
 RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
@@ -36,8 +36,10 @@ RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
             records.Submit,
             records.Cancel,
             records.Interrupt,
+            records.Input,
             records.Fetch,
             records.Forget,
+            records.Detach,
             records.Chunk,
             records.Grant,
             records.Ask,
@@ -50,6 +52,7 @@ RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
             records.Withdraw,
             records.Seek,
             records.Taken,
+            records.Detach,
             records.Chunk,
             records.Grant,
             records.Ask,
@@ -62,8 +65,8 @@ RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
 
 #: Kind of peer -> the questions it may ask.
 QUESTIONS: Mapping[str, frozenset[str]] = {
-    "multiengine": _LOOK | {"clear_queue", "signal", "restart", "kill", "scale"},
-    "task": frozenset({"task_status"}),
+    "multiengine": _LOOK | {"clear_queue", "signal", "restart", "kill", "scale", "detach"},
+    "task": frozenset({"task_status", "detach"}),
     "view": _LOOK,
     "engine": frozenset(),
     "nanny": frozenset(),

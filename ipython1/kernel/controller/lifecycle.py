@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from twisted.logger import Logger
@@ -12,6 +12,7 @@ from ipython1.kernel.controller.questions import Questions
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router, died
 from ipython1.kernel.controller.tasks import TaskBook
+from ipython1.kernel.controller.timeline import AWAY, BACK, DIED, ENDED, FAILED, LOST, RESTARTED, Timeline
 from ipython1.kernel.controller.timers import Timers
 from ipython1.kernel.processes import STOPPED
 from ipython1.kernel.wire.codec import unpack_map
@@ -35,7 +36,7 @@ class Lifecycle:
 
     Parameters
     ----------
-    registry, router, tasks, questions
+    registry, router, tasks, questions, timeline
         What has to know.
     timers : Timers
     nannies : callable
@@ -44,7 +45,7 @@ class Lifecycle:
         Ends the session of the engine process with a uuid.
     table_now : callable
         Tells clients of the engine table at once.
-    notify : callable
+    notify, engine_grace
         As for `Controller`.
     """
 
@@ -54,21 +55,25 @@ class Lifecycle:
         router: Router,
         tasks: TaskBook,
         questions: Questions,
+        timeline: Timeline,
         timers: Timers,
         nannies: Callable[[], list[Peer]],
         end_session: Callable[[str], None],
         table_now: Callable[[], None],
         notify: Callable[[dict[str, Any]], None],
+        engine_grace: float = ENGINE_GRACE,
     ) -> None:
         self._registry = registry
         self._router = router
         self._tasks = tasks
         self._questions = questions
+        self._timeline = timeline
         self._timers = timers
         self._nannies = nannies
         self._end_session = end_session
         self._table_now = table_now
         self._notify = notify
+        self._engine_grace = engine_grace
 
     # -- engines --------------------------------------------------------------------
 
@@ -89,11 +94,16 @@ class Lifecycle:
             nanny=detail["nanny"],
             send=peer.session.send,
         )
+        engine.absent = lambda: peer.session.absent
         self._timers.stop("away", peer.key)
         self._timers.stop("restart", str(engine.id))
+        engine.vouched = True
         if known:
+            self._timeline.note(BACK, engine.id)
             self._tasks.engine_free()
         else:
+            if replaces:
+                self._timeline.note(RESTARTED, engine.id, f"pid {engine.pid}")
             self._router.engine_ready(engine, peer, detail["held"])
             self._tasks.engine_ready(engine, peer)
         return engine, not known
@@ -102,27 +112,31 @@ class Lifecycle:
         """The link of an engine is gone."""
         self._registry.away(engine)
         if not self._timers.fire("last words", engine.uuid):
+            self._timeline.note(AWAY, engine.id)
             self._watch(peer)
 
     def return_over(self) -> None:
         """Engines of an earlier controller are not waited for any more."""
         for engine in list(self._registry):
             if engine.state == "awaited":
+                self._timeline.note(LOST, engine.id, "did not come back to the restarted controller")
                 self._fail(engine, "did not come back to the restarted controller", "")
                 self._remove(engine)
         self._tasks.return_over()
 
     def _watch(self, peer: Peer) -> None:
-        self._timers.start("away", peer.key, ENGINE_GRACE, self._away_too_long, peer)
+        self._timers.start("away", peer.key, self._engine_grace, self._away_too_long, peer)
 
     def _away_too_long(self, peer: Peer) -> None:
         engine = self._registry.by_uuid(peer.key)
         if engine is None:
             return
-        if any(nanny.key == engine.nanny for nanny in self._nannies()):
-            self._watch(peer)  # alive, says its nanny: only the link is away
-        else:
+        if all(nanny.key != engine.nanny for nanny in self._nannies()):
             self._died(peer.key, "lost: neither it nor its nanny can be reached", "", replaced=False)
+        elif engine.vouched:
+            self._watch(peer)  # only the link is away
+        else:
+            self._died(peer.key, "ended, says its nanny", "", replaced=False)
 
     # -- nannies --------------------------------------------------------------------
 
@@ -131,15 +145,14 @@ class Lifecycle:
         for uuid, cause, output, replaced, running in detail["exited"]:
             if self._registry.by_uuid(uuid) is not None and self._is_nanny_of(peer.key, uuid):
                 self._died(uuid, cause, output, replaced, running)
+        # Said before the link was there: an engine that is missing here may have started since.
         alive = set(detail["engines"])
+        self._vouch(peer, alive)
         mine = [engine for engine in self._registry if engine.nanny == peer.key]
         restarting = sum(engine.state == "restarting" for engine in mine)
         unknown = {uuid for uuid in alive if self._registry.by_uuid(uuid) is None}
         self._questions.expect(peer.key, len(unknown) - restarting)
         self._registry.expect(unknown)
-        for engine in list(self._registry):
-            if engine.nanny == peer.key and engine.uuid not in alive and engine.state == "away":
-                self._died(engine.uuid, "ended, says its nanny", "", replaced=False)
 
     def exited(self, peer: Peer, record: Exited) -> None:
         """A nanny tells of a death."""
@@ -157,10 +170,18 @@ class Lifecycle:
 
     def usage(self, peer: Peer, record: Usage) -> None:
         """A nanny tells what its engines use, and which do not react."""
-        for uuid, (cpu, rss, stuck) in unpack_map(record.table).items():
+        table = unpack_map(record.table)
+        self._vouch(peer, table)
+        for uuid, (cpu, rss, stuck) in table.items():
             engine = self._registry.by_uuid(uuid)
             if engine is not None and engine.nanny == peer.key:
                 engine.cpu, engine.rss, engine.stuck = float(cpu), int(rss), float(stuck)
+        self._timeline.sample(self._questions.load)
+
+    def _vouch(self, nanny: Peer, alive: Collection[str]) -> None:
+        for engine in self._registry:
+            if engine.nanny == nanny.key:
+                engine.vouched = engine.uuid in alive
 
     def interrupted(self, ids: Mapping[int, Ids], stuck: str, records: Mapping[str, int]) -> None:
         """Engines were sent interrupts: their nannies see to it that something comes of them.
@@ -195,6 +216,7 @@ class Lifecycle:
             self._registry.died(uuid, replaced)
             if not replaced:
                 self._registry.given_up(cause, output)
+            self._timeline.note(FAILED, -1, cause)
             self._notify({"event": "failed", "cause": cause, "output": output, "replaced": replaced})
             self._tasks.settle()
             return
@@ -202,6 +224,7 @@ class Lifecycle:
         if engine is None:
             return
         log.info("engine {id} {cause}", id=engine.id, cause=cause)
+        self._note_death(engine, cause)
         self._timers.stop("away", uuid)
         self._timers.stop("last words", uuid)
         self._end_session(uuid)
@@ -215,12 +238,20 @@ class Lifecycle:
         else:
             self._tasks.engine_removed(engine.id)
 
+    def _note_death(self, engine: Engine, cause: str) -> None:
+        running = self._questions.running(engine)
+        if running is not None:
+            kind = "command" if self._tasks.status.running(engine.id) is None else "task"
+            self._timeline.died(engine.id, running[0], kind, running[1])
+        self._timeline.note(ENDED if cause == STOPPED else DIED, engine.id, cause)
+
     def _fail(self, engine: Engine, cause: str, output: str, running: str = "") -> None:
         self._router.engine_died(engine, cause, output, running)
         self._tasks.engine_died(engine.id, running, died(engine.id, cause, output))
 
     def _not_restarted(self, engine: Engine) -> None:
         if engine.state == "restarting":
+            self._timeline.note(LOST, engine.id, "its restart failed")
             self._fail(engine, "its restart failed", "")
             self._remove(engine)
             self._registry.given_up(f"engine {engine.id} died, and its restart failed", "")

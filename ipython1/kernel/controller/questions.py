@@ -12,6 +12,7 @@ from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
 from ipython1.kernel.controller.taskstatus import TaskStatus
+from ipython1.kernel.controller.timeline import Timeline
 from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
 from ipython1.kernel.wire.codec import encode_failure, pack, unpack_map
 from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, Ask, Order
@@ -21,6 +22,8 @@ LEAVE_TIME = 5.0
 LEAVE_POLL = 0.05
 #: Characters of a label that are shown; clients cut theirs shorter.
 LABEL_SHOWN = 200
+#: Clients and nannies in an answer.
+LINKS_SHOWN = 1000
 #: Ids of tasks in an answer, of each state.
 IDS_SHOWN = 10_000
 #: Seconds in which an engine that was ordered has to be there, or is ordered again.
@@ -32,12 +35,16 @@ class Questions:
 
     Parameters
     ----------
-    registry, router, tasks
+    registry, router, tasks, timeline
         The state of the cluster.
     nannies : callable
         The nannies that can take orders.
+    peers : callable
+        The other ends of all sessions.
     shut_down : callable
         Ends the whole cluster.
+    notify : callable
+        Called with a dict about what launchers want to know.
     clock : IReactorTime
     """
 
@@ -46,15 +53,21 @@ class Questions:
         registry: Registry,
         router: Router,
         tasks: TaskStatus,
+        timeline: Timeline,
         nannies: Callable[[], list[Peer]],
+        peers: Callable[[], list[Peer]],
         shut_down: Callable[[], None],
+        notify: Callable[[dict[str, Any]], None],
         clock: Any,
     ) -> None:
         self._registry = registry
         self._router = router
         self._tasks = tasks
+        self._timeline = timeline
         self._nannies = nannies
+        self._peers = peers
         self._shut_down = shut_down
+        self._notify = notify
         self._clock = clock
         self._leave_call: Any = None
         #: Of each nanny, until when the engines are waited for that it starts now.
@@ -65,10 +78,12 @@ class Questions:
             "queue_status": self._queue_status,
             "clear_queue": self._clear_queue,
             "signal": self._signal,
-            "restart": self._restart,
+            "restart": self.restart,
             "kill": self._kill,
             "scale": self._scale,
             "task_status": self._task_status,
+            "timeline": self._what_ran,
+            "links": lambda body: self.links(),
         }
 
     def ask(self, peer: Peer, ask: Ask) -> None:
@@ -93,13 +108,14 @@ class Questions:
         """One map an engine."""
         table = []
         for engine in self._registry:
-            running = self._running(engine)
+            running = self.running(engine)
             table.append(
                 {
                     **engine.facts(),
                     "cpu": engine.cpu,
                     "rss": engine.rss,
                     "stuck": engine.stuck,
+                    "away": engine.away_since(self._registry.now()),
                     "running": running[0] if running else None,
                     "since": running[1] if running else engine.since,
                     "queue": len(engine.queue) + self._tasks.count(engine.id) - bool(running),
@@ -107,7 +123,22 @@ class Questions:
             )
         return table
 
-    def _running(self, engine: Engine) -> tuple[str, float] | None:
+    def links(self) -> list[dict[str, Any]]:
+        """One map a client or nanny: the longest away first; ``work``: a client has some here."""
+        now = self._registry.now()
+        busy = {command.client for engine in self._registry for command in engine.queue.commands}
+        busy |= self._tasks.clients()
+        peers = [peer for peer in self._peers() if peer.kind != "engine"]
+        rows = [{**peer.facts(now), "work": peer.key in busy} for peer in peers]
+        return sorted(rows, key=lambda row: row["away"] or now)[:LINKS_SHOWN]
+
+    def load(self) -> tuple[int, int]:
+        """How many engines run something, and how much waits for one."""
+        running = sum(self.running(engine) is not None for engine in self._registry)
+        with_engines = sum(len(engine.queue) + self._tasks.count(engine.id) for engine in self._registry)
+        return running, with_engines - running + self._tasks.counts()["ready"]
+
+    def running(self, engine: Engine) -> tuple[str, float] | None:
         """Label and start of what an engine does."""
         command = engine.queue.running
         running = self._tasks.running(engine.id) or (
@@ -118,14 +149,21 @@ class Questions:
     def _queue_status(self, body: dict[str, Any]) -> list[Any]:
         status = []
         for engine in self._named(body):
-            running = self._running(engine)
+            running = self.running(engine)
             labels = [(command.label or command.op)[:LABEL_SHOWN] for command in engine.queue.commands]
             queued = labels if self._tasks.running(engine.id) else labels[1:]
-            status.append([engine.id, {"queue": queued, "pending": running[0] if running else None}])
+            row = {"queue": queued, "pending": running[0] if running else None}
+            away = engine.away_since(self._registry.now())
+            status.append([engine.id, {**row, "away": away} if away else row])
         return status
 
     def _task_status(self, body: dict[str, Any]) -> dict[str, Any]:
         return self._tasks.ids(IDS_SHOWN) if body.get("verbose") else self._tasks.counts()
+
+    def _what_ran(self, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self._timeline.answer(int(body.get("after", 0)))
+        runs = [(engine.id, self.running(engine)) for engine in self._registry] if not answer["more"] else []
+        return {**answer, "running": [[id, *running] for id, running in runs if running]}
 
     def _clear_queue(self, body: dict[str, Any]) -> int:
         return self._router.cancel((), [engine.id for engine in self._named(body)], "QueueCleared")
@@ -135,7 +173,8 @@ class Questions:
         for engine in self._named(body):
             self._order(engine, "signal", number)
 
-    def _restart(self, body: dict[str, Any]) -> None:
+    def restart(self, body: dict[str, Any]) -> None:
+        """Have the engines in ``targets`` replaced by fresh ones."""
         for engine in self._named(body):
             self._order(engine, "restart")
 
@@ -152,14 +191,15 @@ class Questions:
             raise ValueError(f"n must be from 0 to {ENGINES_LIMIT}")
         self._leaving = {uuid for uuid in self._leaving if self._registry.by_uuid(uuid) is not None}
         engines = [engine for engine in self._registry if engine.uuid not in self._leaving]
+        missing = wanted - len(engines) - sum(map(self._number_starting, list(self._starting)))
+        nannies = self._nannies()
+        if missing > 0 and not nannies:
+            raise LaunchError(what="An engine", reason="no nanny is connected; run ipcluster engines -n 1")
+        self._notify({"event": "scaled", "n": wanted})
         for engine in engines[wanted:]:
             self._order(engine, "stop")
-        missing = wanted - len(engines) - sum(map(self._number_starting, list(self._starting)))
         if missing <= 0:
             return
-        nannies = self._nannies()
-        if not nannies:
-            raise LaunchError(what="An engine", reason="no nanny is connected; run ipcluster engines -n 1")
         # The least loaded host first.
         load = [
             (sum(engine.nanny == nanny.key for engine in engines) + self._number_starting(nanny.key), i)

@@ -39,6 +39,7 @@ class Command:
     again: bool = False  # the engine may have had it from an earlier controller
     since: float = 0.0  # when it came to the head of the hand, controller's clock
     after: bytes = b""  # what goes to the engine behind it
+    queued: float = 0.0  # when it came, controller's clock
 
     @property
     def client(self) -> str:
@@ -84,6 +85,7 @@ class EngineQueue:
 
     def adopt(self, command: Command) -> None:
         """A command that the engine says it has: this controller did not hand it over."""
+        command.queued = self._now()
         self._handed.setdefault(command.id, command)
         self._note_head()
 
@@ -93,12 +95,24 @@ class EngineQueue:
             if self._send is not None:
                 self._send(command.raw)
         elif command.id not in self._waiting:
+            command.queued = self._now()
             self._waiting[command.id] = command
             self._hand_over()
 
     def waits(self, id: str) -> bool:
         """Whether command `id` is here and the engine does not have it yet."""
         return id in self._waiting
+
+    def change(self, id: str, change: Callable[[bytes], bytes]) -> bool:
+        """Change the record of command `id`, where it waits; False where it does not."""
+        command = self._waiting.get(id)
+        if command is not None:
+            command.raw = change(command.raw)
+        return command is not None
+
+    def with_engine(self, id: str) -> Command | None:
+        """Command `id`, where the engine has it."""
+        return self._handed.get(id)
 
     def done(self, id: str) -> bool:
         """The engine is through with command `id`; False where it had none such."""

@@ -45,13 +45,23 @@ class Engine:
     cpu: float = 0.0  # percent
     rss: int = 0  # bytes
     stuck: float = 0.0  # since when it does not react to an interrupt, its nanny's clock; 0: it does
+    vouched: bool = True  # whether its nanny knew it when it last told of its engines
     send: Callable[[bytes], None] | None = None
+    #: For how many seconds nothing can be heard of it.
+    absent: Callable[[], float] = lambda: 0.0
     #: Encoded `Fetch` records that wait for an engine of an earlier controller.
     asked: list[bytes] = field(default_factory=list)
 
     def may_become(self, nanny: str) -> bool:
         """Whether a new process of this nanny may take over the id."""
         return self.state == "awaited" or (self.state == "restarting" and self.nanny == nanny)
+
+    def away_since(self, now: float) -> float:
+        """Since when it is out of reach; 0 where it is not."""
+        if self.state in ("away", "awaited"):
+            return self.since
+        absent = self.absent() if self.state == "ready" else 0.0
+        return now - absent if absent else 0.0
 
     def facts(self) -> dict[str, Any]:
         """What clients may know."""

@@ -7,14 +7,15 @@ unresolved, engines answer again what they know.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipython1.kernel.controller.blobs import BlobRoutes
+from ipython1.kernel.controller.load import OVERHEAD, Load
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.queue import Command
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.error import EngineDied, RemoteFailure, WireError, own_failure
-from ipython1.kernel.wire.codec import encode, encode_failure
+from ipython1.kernel.wire.codec import decode_as, encode, encode_failure
 from ipython1.kernel.wire.records import (
     BlobRef,
     Cancel,
@@ -24,6 +25,7 @@ from ipython1.kernel.wire.records import (
     Fetch,
     Forget,
     Grant,
+    Input,
     Interrupt,
     Result,
     Submit,
@@ -38,6 +40,7 @@ class Route:
     """Who waits for the results of a command, and from which engines."""
 
     owners: list[Peer]
+    size: int = 0  # what it takes of memory, about
     targets: set[int] = field(default_factory=set)
     blobs: Sequence[str] = ()
 
@@ -54,6 +57,8 @@ class Router:
         Whether engines unknown yet may still come back to this controller.
     table_now : callable
         Tells clients of the engine table, if it has changed.
+    load : Load, optional
+        How much work there may be.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Router:
         now: Callable[[], float],
         returning: Callable[[], bool],
         table_now: Callable[[], None],
+        load: Load | None = None,
     ) -> None:
         self._registry = registry
         self._now = now
@@ -69,13 +75,21 @@ class Router:
         self._table_now = table_now
         self._routes: dict[str, Route] = {}
         self._engine_peers: dict[int, Peer] = {}
+        self._load = load or Load()
         self.blobs = BlobRoutes()
 
     # -- from clients ---------------------------------------------------------------
 
     def submit(self, client: Peer, submit: Submit, raw: bytes) -> None:
         """Queue a command for each of its targets."""
+        size = len(raw) + OVERHEAD * len(submit.targets)
+        if not (submit.again or self._load.admits(size)):  # what is sent again engines may have
+            for target in submit.targets:
+                self.refuse(client, submit.id, target, submit.op, self._load.refusal())
+            return
         route = self._route(submit.id, client)
+        route.size += size
+        self._load.used += size
         if any(isinstance(part, BlobRef) for part in submit.parts):
             receivers = [self._engine_peers[id] for id in submit.targets if id in self._engine_peers]
             prefix = f"{submit.id}/"
@@ -107,8 +121,7 @@ class Router:
             elif engine is not None and engine.state == "awaited":
                 engine.asked.append(raw)
             else:
-                result = Result(fetch.id, target, "", "unknown", 0.0, 0.0, 0, ())
-                self._deliver(result, encode(result))
+                self._make_up(Result(fetch.id, target, "", "unknown", 0.0, 0.0, 0, ()))
         self._close_if_done(fetch.id)
 
     def forget(self, record: Forget, raw: bytes) -> None:
@@ -134,12 +147,42 @@ class Router:
                 self._to_engines((target,), encode(Cancel(ids, (target,), reason)))
         return count
 
-    def cancel_client(self, client: str) -> None:
-        """Drop what a client that is gone for good has queued."""
+    def cancel_client(
+        self,
+        client: str,
+        kept: Callable[[str, int], bool] = lambda id, target: False,
+        batches: tuple[str, ...] = (),
+    ) -> None:
+        """Drop what a client that is gone for good has queued; but not what is detached.
+
+        Parameters
+        ----------
+        client : str
+        kept : callable
+            Whether a command, by id and target, is detached.
+        batches : tuple of str
+            Those with tasks that are.
+        """
         for engine in self._registry:
-            gone = engine.queue.cancel(lambda command: command.client == client)
+            gone = engine.queue.cancel(
+                lambda command, at=engine.id: command.client == client and not kept(command.id, at)  # type: ignore[misc]
+            )
             self._finish(engine, gone, own_failure("TaskAborted"))
-            self._to_engines((engine.id,), encode(Departed(client)))
+            self._to_engines((engine.id,), encode(Departed(client, batches)))
+
+    def detach(self, submit: Submit) -> None:
+        """A command outlives its client: engines keep what comes of it."""
+        raw = encode(submit)
+        for target in submit.targets:
+            engine = self._registry.get(target)
+            if engine is not None and not engine.queue.change(submit.id, _detached):
+                self._to_engines((target,), raw)
+
+    def join(self, keeper: Peer, id: str) -> None:
+        """`keeper` hears of a command, too, if it is here."""
+        route = self._routes.get(id)
+        if route is not None and keeper not in route.owners:
+            route.owners.append(keeper)
 
     def interrupt(self, record: Interrupt, raw: bytes) -> None:
         """Interrupt what runs; a command named by id that has not started ends as well."""
@@ -151,6 +194,15 @@ class Router:
                 gone = engine.queue.take((record.id,), lambda id: raw)
                 self._finish(engine, gone, RemoteFailure("KeyboardInterrupt", "before it ran"))
             self._to_engines((target,), raw)
+
+    def input(self, record: Input, raw: bytes) -> None:
+        """An answer to a question of a running command; of an engine that is away, kept for it."""
+        for target in record.targets:
+            engine = self._registry.get(target)
+            if target in self._engine_peers:
+                self._to_engines((target,), raw)
+            elif engine is not None and engine.state == "awaited":
+                engine.asked.append(raw)
 
     # -- from engines -------------------------------------------------------------------
 
@@ -172,16 +224,15 @@ class Router:
             engine.queue.done(result.id)
         elif result.id in engine.queue:
             return  # sent again since it was asked for: there will be a result
-        self._open_blobs(result, peer)
-        self._deliver(result, raw)
+        route = self._routes.get(result.id)
+        if route is not None and self._pass_on(result, raw, peer, route.owners):
+            self._heard(route, result)
 
     def event(self, event: Event, peer: Peer, raw: bytes) -> None:
         """A running command gave out something."""
-        self._open_blobs(event, peer)
         route = self._routes.get(event.id)
         if route is not None:
-            for owner in list(route.owners):
-                owner.post(raw)
+            self._pass_on(event, raw, peer, route.owners)
 
     def engine_died(self, engine: Engine, cause: str, output: str, running: str = "") -> None:
         """Fail all that the engine had; its queue goes on for a successor.
@@ -224,7 +275,7 @@ class Router:
             if client in route.owners:
                 route.owners.remove(client)
                 if not route.owners:
-                    del self._routes[id]
+                    self._drop_route(id)
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -254,27 +305,39 @@ class Router:
         route = self._routes.get(id)
         if route is not None and not route.targets:
             self.blobs.close(route.blobs)
-            del self._routes[id]
+            self._drop_route(id)
 
-    def _open_blobs(self, record: Result | Event, peer: Peer) -> None:
-        route = self._routes.get(record.id)
-        if route is not None:
-            self.blobs.open(record.parts, f"{record.id}/{peer.key}/", peer, route.owners)
+    def _drop_route(self, id: str) -> None:
+        self._load.used -= self._routes.pop(id).size
 
-    def _deliver(self, result: Result, raw: bytes) -> None:
-        route = self._routes.get(result.id)
-        if route is None:
-            return
-        for owner in list(route.owners):
-            owner.post(raw)
+    def _pass_on(self, record: Result | Event, raw: bytes, engine: Peer, owners: Sequence[Peer]) -> bool:
+        """Send what an engine said to those who can take it. Whether that is all of them."""
+        takers = [owner for owner in owners if owner.wants(record)]
+        if takers and BlobRef in map(type, record.parts):
+            self.blobs.open(record.parts, f"{record.id}/{engine.key}/", engine, takers)
+        for taker in takers:
+            taker.post(raw)
+        return len(takers) == len(owners)
+
+    def _heard(self, route: Route, result: Result) -> None:
+        """All owners have the result."""
         route.targets.discard(result.engine)
         self._close_if_done(result.id)
+
+    def _make_up(self, result: Result) -> None:
+        """A result that no engine knows."""
+        route = self._routes.get(result.id)
+        if route is not None:
+            raw = encode(result)
+            for owner in list(route.owners):
+                owner.tell(raw, [(result.id, result.engine)])
+            self._heard(route, result)
 
     def _finish(self, engine: Engine, commands: Collection[Command], failure: RemoteFailure) -> None:
         parts = (encode_failure(failure),) if commands else ()
         for command in commands:
             result = Result(command.id, engine.id, command.op, "error", 0.0, self._now(), 0, parts)
-            self._deliver(result, encode(result))
+            self._make_up(result)
 
     def _to_engines(self, targets: Iterable[int], raw: bytes) -> None:
         for target in targets:
@@ -289,6 +352,10 @@ def died(engine: int, cause: str, output: str = "") -> RemoteFailure:
     facts = {"engine": engine, "cause": cause, "output": output}
     text = str(EngineDied(engine=engine, cause=cause, output=shown))
     return RemoteFailure("EngineDied", text, facts=facts)
+
+
+def _detached(raw: bytes) -> bytes:
+    return encode(replace(decode_as(Submit, raw), detached=True))
 
 
 def _gone(target: int) -> RemoteFailure:

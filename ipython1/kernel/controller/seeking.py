@@ -107,7 +107,7 @@ class Searches:
     telling : Telling
         Tells clients.
     more_engines : callable
-        Whether engines may still come that know of tasks from before this controller.
+        Whether engines may still come that know tasks of a batch from before this controller.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Searches:
         dispatcher: Dispatcher,
         endings: Endings,
         telling: Telling,
-        more_engines: Callable[[], bool],
+        more_engines: Callable[[str], bool],
     ) -> None:
         self._batches = batches
         self._dispatcher = dispatcher
@@ -160,8 +160,9 @@ class Searches:
 
     def settle(self) -> None:
         """Conclude the searches that all engines have answered, if no more engines come."""
-        if self._searches and not self._more_engines():
-            for search in [search for search in self._searches.values() if search.answered]:
+        answered = [search for search in self._searches.values() if search.answered]
+        for search in answered:
+            if not self._more_engines(search.batch):
                 self._conclude(search)
 
     def _conclude(self, search: Search) -> None:

@@ -6,42 +6,47 @@ Pure: its only I/O is what links and the clock give it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from twisted.internet.defer import maybeDeferred
+
+from ipython1.kernel.controller.custody import Custody
 from ipython1.kernel.controller.facets import QUESTIONS, RECORDS, Door
-from ipython1.kernel.controller.lifecycle import Lifecycle
+from ipython1.kernel.controller.intake import InThread
+from ipython1.kernel.controller.ledger import Folder
+from ipython1.kernel.controller.lifecycle import ENGINE_GRACE, Lifecycle
+from ipython1.kernel.controller.liveoutput import LiveOutput
+from ipython1.kernel.controller.load import QUEUE_LIMIT, Load
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.questions import Questions
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
 from ipython1.kernel.controller.scheduler import LeastLoad
+from ipython1.kernel.controller.tables import Tables
 from ipython1.kernel.controller.tasks import TaskBook
+from ipython1.kernel.controller.timeline import Timeline
 from ipython1.kernel.controller.timers import Timers
 from ipython1.kernel.error import RemoteFailure, WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink, IScheduler
 from ipython1.kernel.wire import records
-from ipython1.kernel.wire.codec import encode, pack
+from ipython1.kernel.wire.codec import encode
 from ipython1.kernel.wire.records import (
     Ask,
-    Batch,
     Cancel,
     Chunk,
-    Engines,
     Event,
     Exited,
     Fetch,
-    Forget,
     Grant,
     Hello,
     Ids,
+    Input,
     Interrupt,
     Outcomes,
     Record,
     Result,
-    Seek,
     Submit,
-    Taken,
     Usage,
     Withdraw,
     Work,
@@ -54,8 +59,6 @@ CLIENT_GRACE = 30.0
 RETURN_GRACE = 15.0
 #: Operations after which an engine may take tasks that it rejected.
 PROPERTIES_OPS = frozenset({"set_properties", "del_properties", "clear_properties"})
-#: Seconds in which changes of the engine table are collected.
-TABLE_DELAY = 0.005
 
 
 class Controller:
@@ -66,13 +69,24 @@ class Controller:
     clock : IReactorTime
     notify : callable
         Called with a map for each event that the one who started the
-        controller should know: ``engines`` (ids), ``failed`` (output), ``shutdown``.
+        controller should know: ``engines`` (ids), ``scaled`` (n), ``failed`` (output),
+        ``shutdown``.
     now : callable
         Wall-clock time in seconds.
     client_grace : float
         Seconds after which an absent client's queued work is dropped.
+    engine_grace : float
+        Seconds that an engine may be away before it counts as dead, unless its nanny vouches for it.
+    controller_grace : float, optional
+        Seconds that peers look for a controller that is away; they have defaults.
     scheduler : IScheduler, optional
         Which tasks go first, and where. `LeastLoad` where not given.
+    queue_limit : int
+        Bytes of work that clients may have here at a time.
+    detached : Folder, optional
+        Where detached work is kept. Without it nothing can be detached.
+    in_thread : callable
+        Calls a slow function in a thread; a Deferred of what it returns. At once where not given.
     """
 
     def __init__(
@@ -81,56 +95,79 @@ class Controller:
         notify: Callable[[dict[str, Any]], None] = lambda event: None,
         now: Callable[[], float] = time.time,
         client_grace: float = CLIENT_GRACE,
+        engine_grace: float = ENGINE_GRACE,
+        controller_grace: float | None = None,
         scheduler: IScheduler | None = None,
+        queue_limit: int = QUEUE_LIMIT,
+        detached: Folder | None = None,
+        in_thread: InThread = maybeDeferred,
     ) -> None:
         self._clock = clock
         self._client_grace = client_grace
+        self._controller_grace = controller_grace
         self._notify = notify
         self._peers: dict[str, Peer] = {}  # by session id
-        self._table_call: Any = None
-        self._told_ids: list[int] = []
         self._timers = Timers(clock)
-        self.registry = Registry(now, self._table_changed)
-        self.router = Router(self.registry, now, self._engines_may_return, self._table_now)
+        self.timeline = Timeline(now)
+        self.output = LiveOutput()
+        self.registry = Registry(now, lambda: self._tables.changed())
+        self._tables = Tables(clock, self.registry, lambda: self.peers, notify)
+        load = Load(queue_limit)
+        self.router = Router(self.registry, now, self._engines_may_return, self._tables.now, load)
         self.tasks = TaskBook(
             clock,
             self.registry,
             scheduler or LeastLoad(),
             self.router.blobs,
             self._engines_may_return,
+            load,
+        )
+        self.tasks.ran = lambda engine, batch, ends: self.timeline.tasks(
+            engine, batch.id, batch.head.label, ends
         )
         self.questions = Questions(
-            self.registry, self.router, self.tasks.status, self.nannies, self._shut_down, clock
+            self.registry,
+            self.router,
+            self.tasks.status,
+            self.timeline,
+            self.nannies,
+            lambda: self.peers,
+            self._shut_down,
+            notify,
+            clock,
         )
         self._lifecycle = Lifecycle(
             self.registry,
             self.router,
             self.tasks,
             self.questions,
+            self.timeline,
             self._timers,
             self.nannies,
             self._end_engine_session,
-            self._table_now,
+            self._tables.now,
             notify,
+            engine_grace,
         )
+        self.custody = Custody(
+            clock, self.router, self.tasks, detached, self._is_here, self._cancel_if_gone, in_thread
+        )
+        for client in self.custody.ledger.clients:
+            self._expect_client(client)
         self.tasks.when_interrupted(lambda ids: self._interrupted(ids, ""))
         self._timers.start("return", "", RETURN_GRACE, self._lifecycle.return_over)
         self._handlers: Mapping[type[Record], Callable[[Peer, Any, bytes], None]] = {
-            Submit: self.router.submit,
-            Fetch: self.router.fetch,
-            Forget: lambda peer, record, raw: self.router.forget(record, raw),
+            **self.custody.handlers(),
             Cancel: self._cancel,
             Interrupt: self._interrupt,
+            Input: lambda peer, record, raw: self.router.input(record, raw),
             Chunk: self.router.chunk,
             Grant: lambda peer, record, raw: self.router.grant(peer, record),
             Ask: self._ask,
             Result: self._result,
             Event: self._event,
-            Batch: self.tasks.batch,
             Work: self.tasks.work,
             Withdraw: self.tasks.withdraw,
-            Seek: self.tasks.seek,
-            Taken: self.tasks.taken,
             Outcomes: self._outcomes,
             Exited: lambda peer, record, raw: self._lifecycle.exited(peer, record),
             Usage: lambda peer, record, raw: self._lifecycle.usage(peer, record),
@@ -144,6 +181,17 @@ class Controller:
         """One map an engine: what `ipcluster status` and the dashboard show."""
         return self.questions.status()
 
+    @property
+    def peers(self) -> list[Peer]:
+        """The other ends of all sessions."""
+        return list(self._peers.values())
+
+    def interrupt(self, targets: Iterable[int]) -> None:
+        """Interrupt what runs on some engines."""
+        record = Interrupt(tuple(id for id in targets if self.registry.get(id) is not None), "")
+        self.router.interrupt(record, encode(record))
+        self._interrupted(dict.fromkeys(record.targets, ()), "")
+
     def stop(self) -> None:
         """End all sessions and timers."""
         for peer in list(self._peers.values()):
@@ -151,9 +199,8 @@ class Controller:
         self._peers.clear()
         self._timers.stop_all()
         self.tasks.stop()
-        if self._table_call is not None:
-            self._table_call.cancel()
-            self._table_call = None
+        self.custody.stop()
+        self._tables.stop()
         self.questions.stop()
 
     # -- peers ---------------------------------------------------------------------
@@ -172,7 +219,7 @@ class Controller:
         if (peer.kind, peer.key) != (hello.kind, _key(hello.kind, detail)):
             raise WireError(reason="the session belongs to someone else")
         peer.session.attach(link, hello.received if resumed else 0)
-        return peer, resumed, peer.session.received, self._welcome(peer, detail)
+        return peer, resumed, peer.session.received, self._welcome(peer, detail) | self._settings()
 
     def _new_peer(self, hello: Hello, detail: dict[str, Any]) -> Peer:
         key = _key(hello.kind, detail)
@@ -192,7 +239,8 @@ class Controller:
             ended=lambda: self._drop_peer(peer) if engine_side else self._client_ended(peer),
             id=hello.fresh,
         )
-        peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow)
+        host = str(detail.get("host", ""))
+        peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow, host)
         self._peers[hello.fresh] = peer
         return peer
 
@@ -208,7 +256,11 @@ class Controller:
         if peer.kind in ("multiengine", "task") and self._engines_may_return():
             for id in detail.get("engines", ()):
                 self.registry.await_return(id)
-        return self._table()
+        return self._tables.contents()
+
+    def _settings(self) -> dict[str, Any]:
+        """What holds for every peer."""
+        return {} if self._controller_grace is None else {"grace": self._controller_grace}
 
     def _handle(self, peer: Peer, record: Record, raw: bytes) -> None:
         if type(record) not in RECORDS[peer.kind]:
@@ -236,11 +288,12 @@ class Controller:
         self._peers.pop(peer.session.id, None)
         self.router.client_gone(peer)
         self.tasks.client_gone(peer)
+        self.custody.intake.client_gone(peer)
 
     # -- clients -----------------------------------------------------------------------
 
     def _overflow(self, peer: Peer) -> None:
-        """Too much waits for a client that is away: it will ask again, if it comes back in time."""
+        """Too much waits for a client: it will ask again, if it comes back in time."""
         self._drop_peer(peer)
         self._expect_client(peer.key)
 
@@ -254,9 +307,14 @@ class Controller:
         self._cancel_if_gone(peer.key)
 
     def _cancel_if_gone(self, client: str) -> None:
-        if not any(peer.key == client for peer in self._peers.values()):
-            self.router.cancel_client(client)
-            self.tasks.cancel_client(client)
+        if not self._is_here(client):
+            held = self.custody.ledger
+            self.custody.take_over(client)
+            self.router.cancel_client(client, held.keeps, held.batches(client))
+            self.tasks.cancel_client(client, held.slots)
+
+    def _is_here(self, client: str) -> bool:
+        return any(peer.key == client for peer in self._peers.values())
 
     def _cancel(self, peer: Peer, record: Cancel, raw: bytes) -> None:
         self.router.cancel(record.ids, record.targets, record.reason)
@@ -276,35 +334,10 @@ class Controller:
         if ask.what not in QUESTIONS[peer.kind]:
             failure = RemoteFailure("NotAllowed", f"This FURL does not allow the question {ask.what!r}.")
             self.questions.answer_failure(peer, ask.id, failure)
+        elif ask.what == "detach":
+            self.custody.intake.ask(peer, ask)
         else:
             self.questions.ask(peer, ask)
-
-    def _table(self) -> dict[str, Any]:
-        return {
-            "engines": [engine.facts() for engine in self.registry],
-            "failures": self.registry.failures,
-        }
-
-    def _table_changed(self) -> None:
-        if self._table_call is None:
-            self._table_call = self._clock.callLater(TABLE_DELAY, self._send_table)
-
-    def _table_now(self) -> None:
-        """Tell first which engines are gone, then what fails with them: else more could be sent there."""
-        if self._table_call is not None:
-            self._table_call.cancel()
-            self._send_table()
-
-    def _send_table(self) -> None:
-        self._table_call = None
-        raw = encode(Engines(pack(self._table())))
-        for peer in self._peers.values():
-            if peer.kind not in ("engine", "nanny"):
-                peer.session.send(raw)
-        ids = [engine.id for engine in self.registry if engine.state == "ready"]
-        if ids != self._told_ids:
-            self._told_ids = ids
-            self._notify({"event": "engines", "ids": ids})
 
     # -- engines and nannies -------------------------------------------------------------
 
@@ -318,6 +351,9 @@ class Controller:
     def _result(self, peer: Peer, result: Result, raw: bytes) -> None:
         engine = self._engine_of(peer)
         if engine is not None:
+            command = engine.queue.with_engine(result.id)
+            if command is not None and result.status != "unknown":
+                self.timeline.command(engine.id, command, result)
             self.router.result(engine, peer, result, raw)
             if result.op in PROPERTIES_OPS:
                 self.tasks.properties_changed(engine.id)
@@ -335,6 +371,8 @@ class Controller:
             return
         if event.engine != engine.id:
             raise WireError(reason=f"engine {engine.id} speaks for engine {event.engine}")
+        if self.output.watched:
+            self.output.event(event)
         (self.tasks if "#" in event.id else self.router).event(event, peer, raw)
 
     def _end_engine_session(self, uuid: str) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 from ipython1.kernel.controller.batches import GONE, Batch, Rules, TaskKey
 from ipython1.kernel.controller.blobs import BlobRoutes
 from ipython1.kernel.controller.dependencies import Dependencies
 from ipython1.kernel.controller.dispatch import Dispatcher
-from ipython1.kernel.controller.endings import ABORTED, Endings
+from ipython1.kernel.controller.endings import Endings
+from ipython1.kernel.controller.load import Load
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.seeking import Searches
@@ -29,7 +31,7 @@ from ipython1.kernel.controller.timers import Timers
 from ipython1.kernel.error import ImpossibleDependency, RemoteFailure, TaskTimeout, WireError
 from ipython1.kernel.interfaces import IScheduler
 from ipython1.kernel.wire import records
-from ipython1.kernel.wire.codec import encode
+from ipython1.kernel.wire.codec import encode, encode_failure
 from ipython1.kernel.wire.records import BlobRef, End, Event, Outcomes, Parts, Seek, Taken, Withdraw, Work
 
 _ANSWERS = frozenset({"held", "unknown"})
@@ -56,6 +58,8 @@ class TaskBook:
         The ways of bulk bytes through the controller.
     returning : callable
         Whether engines and clients of an earlier controller may still come.
+    load : Load, optional
+        How much work there may be.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class TaskBook:
         scheduler: IScheduler,
         blobs: BlobRoutes,
         returning: Callable[[], bool],
+        load: Load | None = None,
     ) -> None:
+        self._load = load or Load()
         self._blobs = blobs
         self._returning = returning
         self._taken: list[bytes] = []  # what clients have, for engines that come later
@@ -81,13 +87,17 @@ class TaskBook:
             self._batches.get, returning, lambda: [engine.id for engine in registry]
         )
         self._endings = Endings(registry, self._dispatcher, self._dependencies, self._telling, blobs)
+        #: Whether nobody can tell which engines have tasks of a batch from before this controller.
+        self.untold: Callable[[str], bool] = lambda id: False
         self.status = TaskStatus(self._batches, self._dispatcher)
+        #: Called with an engine, a batch, and the ends of those of its tasks that ran there.
+        self.ran: Callable[[int, Batch, list[End]], None] = lambda engine, batch, ends: None
         self._searches = Searches(
             self._batches,
             self._dispatcher,
             self._endings,
             self._telling,
-            lambda: returning() and registry.incomplete,
+            lambda id: returning() and (registry.incomplete or self.untold(id)),
         )
 
     def stop(self) -> None:
@@ -113,7 +123,7 @@ class TaskBook:
                 for engine in batch.engines:
                     self._dispatcher.send(engine, batch.raw)
             return
-        batch = Batch(record, raw, Rules.unpack(record.rules), next(self._numbers), [client])
+        batch = Batch(record, raw, Rules.unpack(record.rules), next(self._numbers), [client], load=self._load)
         batch.blobs = self._open_blobs(record.parts, f"{batch.id}/", client)
         batch.mean = self._means.get((batch.client, record.label), 0.0)
         self._batches[batch.id] = batch
@@ -134,6 +144,7 @@ class TaskBook:
                 if type(part) is BlobRef and not part.blob.startswith(f"{batch.id}#{index}/"):
                     raise WireError(reason=f"blob {part.blob!r} is not one of task {batch.id}#{index}")
         batch.again = batch.again or record.again
+        admitted = record.again or self._load.admits(len(raw))  # engines may have what is sent again
         new: list[int] = []
         for index, attempt, parts in record.items:
             if any(type(part) is BlobRef for part in parts):
@@ -148,6 +159,9 @@ class TaskBook:
                 new.append(index)
         if record.again and new:
             self._searches.start(batch.id, new)
+        elif not admitted:
+            failure = encode_failure(self._load.refusal())
+            self._endings.make_up(batch, batch.withdraw(new), failure)
         self._endings.apply_verdict(batch)
         self._changed(batch)
 
@@ -158,12 +172,7 @@ class TaskBook:
             return
         if record.how not in ("abort", "interrupt"):
             raise WireError(reason=f"{record.how!r} is no way to withdraw a task")
-        self._endings.make_up(batch, batch.withdraw(record.items or None), ABORTED)
-        wanted = set(record.items) or batch.items.keys()
-        for index in wanted & batch.sought:
-            self._endings.unwanted[batch.id, index] = record.how
-        handed = [index for index in batch.handed if index in wanted]
-        self._endings.withdraw_handed(batch, handed, record.how)
+        self._endings.withdraw(batch, record.items or tuple(batch.items), record.how)
         self._changed(batch)
 
     def seek(self, client: Peer, record: Seek, raw: bytes) -> None:
@@ -203,10 +212,28 @@ class TaskBook:
         """Nothing can be sent to this peer any more; its client may come back as another one."""
         self._telling.client_gone(client)
 
-    def cancel_client(self, client: str) -> None:
-        """A client is gone for good, and its tasks with it."""
+    def detach(self, keeper: Peer, id: str) -> None:
+        """Tasks of a batch outlive their client: `keeper` hears of it, and engines keep the outcomes."""
+        batch = self._batches.get(id)
+        if batch is None or (keeper in batch.owners and batch.head.detached):
+            return
+        if keeper not in batch.owners:
+            batch.owners.append(keeper)
+        batch.head = replace(batch.head, detached=True)
+        batch.raw = encode(batch.head)
+        for engine in batch.engines:
+            self._dispatcher.send(engine, batch.raw)
+
+    def cancel_client(self, client: str, kept: Callable[[str], Collection[int]] = lambda id: ()) -> None:
+        """A client is gone for good, and its tasks with it; but for those that are detached."""
         for batch in [batch for batch in self._batches.values() if batch.client == client]:
-            self._close(batch)
+            spared = kept(batch.id)
+            if spared:
+                others = [index for index in batch.items if index not in spared]
+                self._endings.withdraw(batch, others, "abort")
+                self._changed(batch)
+            else:
+                self._close(batch)
 
     # -- from engines -------------------------------------------------------------------
 
@@ -267,9 +294,10 @@ class TaskBook:
         id, batch = record.batch, self._batches.get(record.batch)
         gone: list[TaskKey] = []
         passed: list[End] = []
-        ran, seconds, ready = 0, 0.0, self._dispatcher.ready
+        ran: list[End] = []
+        ready = self._dispatcher.ready
         for end in record.items:
-            index, attempt, status, started, completed = end[:5]
+            index, attempt, status, started = end[:4]
             if batch is None and status not in _ANSWERS:
                 gone.append((id, index))
             if self._searches.told(id, engine.id, end):
@@ -282,7 +310,7 @@ class TaskBook:
                     continue
                 gone.append((id, index))
                 if started:
-                    ran, seconds = ran + 1, seconds + completed - started
+                    ran.append(end)
                 if self._endings.attempted(batch, engine.id, end):
                     passed.append(end)
                 elif status == "rejected" and batch.rules.wait > 0 and index in batch.choosy:
@@ -297,8 +325,9 @@ class TaskBook:
         if gone:
             self._dispatcher.done(engine.id, gone)
         if ran and batch is not None:
-            batch.took(seconds, ran)
+            batch.took(sum([end[4] - end[3] for end in ran]), len(ran))
             self._learn(batch)
+            self.ran(engine.id, batch, ran)
         if passed:
             self._telling.outcomes(peer, record, passed, raw)
         self._searches.settle()
@@ -377,6 +406,7 @@ class TaskBook:
         self._endings.close(batch)
         if left and self._telling.owners_left(batch):  # other clients: what engines know, they shall hear
             self._searches.start(batch.id, left)
+        batch.close()
         if batch.again:
             self._tell_late_ones(encode(Taken(batch.id, (), True)))
 

@@ -39,6 +39,10 @@ class TaskStatus:
         """How many tasks an engine has."""
         return len(self._dispatcher.hand(engine) or ())
 
+    def clients(self) -> set[str]:
+        """The clients that have tasks here."""
+        return {batch.client for batch in self._batches.values() if batch.items}
+
     def counts(self) -> dict[str, int]:
         """How many tasks are in which state."""
         counts = dict.fromkeys(STATES, 0)

@@ -67,7 +67,13 @@ class Telling:
 
     def outcomes(self, peer: Peer, record: Outcomes, ends: Sequence[End], raw: bytes) -> None:
         """Pass on `ends`, which are all or some of an engine's record; as it came, where they are all."""
-        listeners = self._listeners(record.batch)
+        listeners = [
+            listener
+            for listener in self._listeners(record.batch)
+            if listener.wants_ends(record.batch, record.engine, ends)
+        ]
+        if not listeners:
+            return
         for end in ends:
             if any(type(part) is BlobRef for part in end[6]):
                 self._blobs.open(end[6], f"{record.batch}#{end[0]}/", peer, listeners)
@@ -78,8 +84,10 @@ class Telling:
 
     def event(self, id: str, event: Event, peer: Peer, raw: bytes) -> None:
         """Pass on what a task of a batch gave out."""
-        listeners = self._listeners(id)
-        self._blobs.open(event.parts, f"{event.id}/", peer, listeners)
+        index = int(event.id.partition("#")[2])
+        listeners = [listener for listener in self._listeners(id) if listener.wants_event(id, index)]
+        if event.parts and listeners:
+            self._blobs.open(event.parts, f"{event.id}/", peer, listeners)
         for listener in listeners:
             listener.post(raw)
 
@@ -99,7 +107,7 @@ class Telling:
         )
         raw = encode(Outcomes(id, NOWHERE, items))
         for listener in self._listeners(id):
-            listener.post(raw)
+            listener.tell(raw, [(id, item[0]) for item in items])
 
     def _listeners(self, id: str) -> list[Peer]:
         batch = self._batches.get(id)

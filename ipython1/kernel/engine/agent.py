@@ -25,6 +25,9 @@ from ipython1.kernel.wire.segments import sweep
 
 #: Seconds between reports of CPU and memory, and looks at what was left in shared memory.
 ROUND_INTERVAL = 2.0
+#: Part of the time that engines look for a controller which is away: the nanny gives up before they
+#: do, and so stops them, rather than restart each.
+SHARE = 0.9
 
 log = Logger()
 
@@ -71,6 +74,7 @@ class Agent:
             welcomed=lambda _detail, _resumed: None,
             lost=lambda reason: tell({"lost": str(reason)}),
             grace=grace,
+            share=SHARE,
         )
         self._rounds = LoopingCall(self.look_round)
         self._rounds.clock = clock

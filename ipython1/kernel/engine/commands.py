@@ -77,6 +77,8 @@ class EngineCommands:
             for part in submit.parts:
                 if isinstance(part, BlobRef):
                     self._blobs.ask_again(part.blob)
+            if submit.detached:
+                self._release(self._kept.detach(known))
             self._repeat(known)
             return
         refusal = self._why_not(submit)
@@ -85,6 +87,7 @@ class EngineCommands:
             self._outbox.send(Result(submit.id, self._outbox.engine, submit.op, "error", 0.0, 0.0, 0, parts))
             return
         job = Command(submit)
+        job.detached = submit.detached
         self._kept.add(job)
         self._loop.put(job)
         # In this order: either we see that an earlier one failed, or that one's end sees this job.
@@ -140,7 +143,7 @@ class EngineCommands:
         if job is None:
             self._outbox.send(Result(fetch.id, self._outbox.engine, "", "unknown", 0.0, 0.0, 0, ()))
         else:
-            self._repeat(job)
+            self._repeat(job, fetch.first)
 
     def forget(self, forget: Forget) -> None:
         """The client has these."""
@@ -148,22 +151,23 @@ class EngineCommands:
             self._release(self._kept.forget(id))
 
     def departed(self, departed: Departed) -> None:
-        """A client is gone for good."""
+        """A client is gone for good: what it has not detached is not run, and not kept for it."""
 
         def match(job: AnyJob) -> bool:
-            return isinstance(job, Command) and job.client == departed.client
+            return isinstance(job, Command) and job.client == departed.client and not job.detached
 
         for job in self._loop.cancel(match):
             self.end_unstarted(job, "TaskAborted")
-        self._failed_epoch.pop(departed.client, None)
+        if not any(job.client == departed.client for job in self._kept.unfinished):
+            self._failed_epoch.pop(departed.client, None)
         self._release(self._kept.abandon(departed.client))
 
     def _release(self, blobs: Sequence[str]) -> None:
         for blob in blobs:
             self._blobs.release(blob)
 
-    def _repeat(self, job: Command) -> None:
-        self._outbox.repeat_events(job)
+    def _repeat(self, job: Command, first: int = 0) -> None:
+        self._outbox.repeat_events(job, first)
         if isinstance(job.answer, Result):
             self._outbox.send(dataclasses.replace(job.answer, engine=self._outbox.engine))
         self._outbox.offer(job, job.blobs)

@@ -17,8 +17,10 @@ import os
 import stat
 from collections.abc import Callable
 
-#: Bytes of stdout that may stay in its file after a command: the client has them.
+#: Bytes that may stay in the file of a descriptor when they are of no use any more: the client has
+#: them, or nobody gets them. Of stderr so many are left for the last words of the engine.
 KEPT = 16 * 1024 * 1024
+LAST_WORDS = 64 * 1024
 
 _LINE_BUFFERED = 1  # `_IOLBF` of <stdio.h>, on Linux, macOS and the BSDs
 
@@ -50,16 +52,18 @@ class DescriptorOutput:
         return os.fstat(self._fd).st_size
 
     def begin(self) -> None:
-        """What was written before is of no interest; of stdout, much of it is removed."""
-        size = self.size()
-        if self.kind == "stdout" and size > KEPT:
-            os.ftruncate(self._fd, 0)
-            size = 0
-        self.skip(size)
+        """What was written before is of no interest."""
+        self.skip(self.size())
         self._decoder.reset()
 
     def skip(self, stop: int) -> None:
-        """Do not read what was written before `stop`."""
+        """Do not read what was written before `stop`; much of it is removed."""
+        if stop > KEPT:
+            last = os.pread(self._fd, LAST_WORDS, max(0, stop - LAST_WORDS)) if self.kind == "stderr" else b""
+            os.ftruncate(self._fd, 0)
+            if last:
+                os.write(self._fd, last)
+            stop = self.size()
         self._position = stop
 
     def behind(self, stop: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ipython1.kernel.engine.asking import Asking
 from ipython1.kernel.engine.calls import TaskOperations
 from ipython1.kernel.engine.jobs import AnyJob, Task
 from ipython1.kernel.engine.mainloop import IBoard, MainLoop
@@ -65,9 +66,11 @@ class Engine:
         self.loop: MainLoop[AnyJob] = MainLoop(
             self._perform, lambda *job: self.service.job_done(*job), board=board
         )
+        self._asking = Asking(self.output, lambda: self.loop.running, wait)
+        shell.set_asking(self._asking.ask)
         self._on_registered = on_registered
         self.service: EngineService = EngineService(
-            clock, dialer, self.loop, self.output, identity, self._registered, on_end, shared
+            clock, dialer, self.loop, self.output, self._asking, identity, self._registered, on_end, shared
         )
 
     def _registered(self, id: int) -> None:
@@ -82,5 +85,9 @@ class Engine:
             if isinstance(job, Task):
                 return self._tasks.answer(job.common, parts)
             return self.operations.answer(job.submit.op, unpack_map(job.submit.args), parts)
+        except BaseException as error:
+            self.operations.last_failure.keep(error)
+            raise
         finally:
+            self._asking.ended(job)
             self.output.end()

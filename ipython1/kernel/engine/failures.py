@@ -34,9 +34,18 @@ def encoded_text(error: BaseException, ename: str) -> bytes:
 def format_traceback(error: BaseException) -> str:
     """The traceback as text, without the frames of IPython and of this package."""
     summary = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
-    inside = [_folder("ipython1"), _folder("IPython")]
-    _strip(summary, tuple(inside), (*inside, os.path.dirname(asyncio.__file__) + os.sep))
+    ours = _ours()
+    _strip(summary, ours, (*ours, os.path.dirname(asyncio.__file__) + os.sep))
     return "".join(summary.format()).rstrip("\n")
+
+
+def inside(filename: str) -> bool:
+    """Whether that is a file of what runs user code."""
+    return filename.startswith((*_ours(), os.path.dirname(asyncio.__file__) + os.sep))
+
+
+def _ours() -> tuple[str, str]:
+    return _folder("ipython1"), _folder("IPython")
 
 
 def _folder(package: str) -> str:

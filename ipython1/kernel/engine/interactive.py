@@ -6,7 +6,6 @@ import atexit
 import base64
 import codecs
 import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from typing import Any
 
 import psutil
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.error import StdinNotImplementedError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets.config import Config
@@ -157,17 +155,11 @@ def _end(pid: int) -> None:
                 process.kill()
 
 
-class NoInput(io.TextIOBase):
-    """``sys.stdin`` of an engine."""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> str:
-        raise StdinNotImplementedError("Nobody can type on an engine: input() works on the client only.")
-
-    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
-        return self.read(size)
+def flush_figures() -> None:
+    """Show the figures that user code has left open, as at the end of a cell."""
+    inline = sys.modules.get("matplotlib_inline.backend_inline")
+    if inline is not None:
+        inline.flush_figures()
 
 
 def bundle(data: Mapping[str, Any]) -> dict[str, str | bytes]:

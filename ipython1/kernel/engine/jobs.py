@@ -52,6 +52,8 @@ class Common:
         What the main thread made of them; see `TaskOperations`.
     dropped : bool
         It shall not be kept.
+    detached : bool
+        What comes of its tasks is for other clients as well.
     tasks : dict
         The tasks that are here, by index; not those whose client has what came of them.
     waiting : list
@@ -69,6 +71,7 @@ class Common:
         self.failure: RemoteFailure | None = None
         self.loaded: Any = None
         self.dropped = False
+        self.detached = batch.detached
         self.tasks: dict[int, Task] = {}
         self.waiting: list[tuple[Task, list[Buffer]]] = []
 

@@ -1,5 +1,8 @@
 """Runs jobs on the main thread, one after the other: commands and tasks.
 
+They run in the order in which they came; but one whose parts are still on their
+way holds up only what its own client sent after it.
+
 Interrupts
 ----------
 An interrupt is a SIGINT sent to the main thread. Its handler raises only
@@ -184,14 +187,14 @@ class MainLoop(Generic[J]):
         with self._lock:
             idle = not self._jobs
             self._jobs.extend(jobs)
-            if idle and self.has_next():  # else the first one is waited for, or not, as before
+            if idle or self._jobs[0].parts is None:  # else the loop is not waiting
                 self._changed.notify()
 
     def ready(self, job: J, parts: Sequence[Buffer]) -> None:
         """The parts of a job are all there."""
         with self._lock:
             job.parts = parts
-            if self._jobs and self._jobs[0] is job:
+            if self._jobs and (self._jobs[0] is job or self._jobs[0].parts is None):
                 self._changed.notify()
 
     def cancel(self, match: Callable[[J], bool]) -> list[J]:
@@ -228,9 +231,11 @@ class MainLoop(Generic[J]):
     def _strike(self, match: Callable[[J], bool], overdue: bool = False, the_next: bool = False) -> bool:
         with self._lock:
             job = self.running
-            if job is None and the_next and self._thread is not None and self.has_next():
-                self._doomed = self._jobs[0]
-                return True
+            if job is None and the_next and self._thread is not None:
+                place = self._find()
+                if place >= 0:
+                    self._doomed = self._jobs[place]
+                    return True
             if job is None or self._thread is None or not match(job):
                 return False
             job.overdue = job.overdue or overdue
@@ -269,11 +274,11 @@ class MainLoop(Generic[J]):
         try:
             while True:
                 with self._lock:
-                    while not self._stopped and not self.has_next():
+                    while not self._stopped and (place := self._find()) < 0:
                         self._changed.wait()
                     if self._stopped:
                         return
-                    job = self._next()
+                    job = self._next(place)
                 self._run(job)
                 if main and _handler(signal.SIGINT) != self._on_signal:
                     self._take_signals()  # user code changed it
@@ -295,14 +300,29 @@ class MainLoop(Generic[J]):
         count = 0
         while True:
             with self._lock:
-                if self.running is not None or not self.has_next():
+                place = self._find()
+                if self.running is not None or place < 0:
                     return count
-                job = self._next()
+                job = self._next(place)
             self._run(job)
             count += 1
 
-    def _next(self) -> J:
-        job = self._jobs.popleft()
+    def _find(self) -> int:
+        """Where the job stands that is next; -1 where none can start. Under the lock."""
+        if self.has_next():
+            return 0
+        held: set[str] = set()
+        for place, job in enumerate(self._jobs):
+            client = job.id.partition("-")[0]
+            if job.parts is None:
+                held.add(client)
+            elif client not in held:
+                return place
+        return -1
+
+    def _next(self, place: int) -> J:
+        job = self._jobs[place]
+        del self._jobs[place]
         self._show(job.id, job.timeout)  # first, and under the lock: who interrupts it writes there, too
         self.running = job
         if self._doomed is not None:
@@ -310,7 +330,7 @@ class MainLoop(Generic[J]):
         return job
 
     def has_next(self) -> bool:
-        """Whether a job waits that can start now. On the loop's thread, which alone takes out the first."""
+        """Whether the first job can start now. On the loop's thread, which alone takes out the first."""
         jobs = self._jobs
         return bool(jobs) and jobs[0].parts is not None
 

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CoroutineType
 from typing import Any, Union
 
+from ipython1.kernel.engine.completing import complete
+from ipython1.kernel.engine.interactive import flush_figures
 from ipython1.kernel.engine.mainloop import user_code
+from ipython1.kernel.engine.postmortem import LastFailure
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.engine.this_engine import ThisEngine, set_current
 from ipython1.kernel.error import UnknownResult
@@ -31,6 +34,7 @@ class Operations:
     def __init__(self, shell: EngineShell, engine: ThisEngine) -> None:
         self.shell = shell
         self.engine = engine
+        self.last_failure = LastFailure(shell.own_main)
         if shell.own_main:
             set_current(engine)
 
@@ -83,8 +87,11 @@ class Operations:
 
     def called(self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the user's function `f` returns, or the coroutine it returns."""
-        value = user_code(f, *args, **kwargs)
-        return self.shell.run_coroutine(value) if isinstance(value, CoroutineType) else value
+        try:
+            value = user_code(f, *args, **kwargs)
+            return self.shell.run_coroutine(value) if isinstance(value, CoroutineType) else value
+        finally:
+            user_code(flush_figures)  # or they would be part of a later command
 
     def _get_result(self, args: Args, parts: Parts) -> dict[str, Any]:
         number = args.get("number")
@@ -96,6 +103,12 @@ class Operations:
                 f"No result {id} is known to this engine; its last one has number {last}.", id=id
             )
         return record
+
+    def _complete(self, args: Args, parts: Parts) -> tuple[int, int, list[str]]:
+        return user_code(complete, self.shell.ip, _text(parts), int(args["cursor"]))
+
+    def _debug(self, args: Args, parts: Parts) -> None:
+        self.last_failure.debug()
 
     # -- the namespace ---------------------------------------------------------------
 
@@ -127,6 +140,7 @@ class Operations:
 
     def _reset(self, args: Args, parts: Parts) -> None:
         self.shell.reset()
+        self.last_failure.clear()
 
     # -- properties ------------------------------------------------------------------
 
@@ -163,6 +177,8 @@ _TABLE: dict[str, Callable[[Operations, Args, Parts], Any]] = {
     "run": Operations._run,
     "apply": Operations._apply,
     "get_result": Operations._get_result,
+    "complete": Operations._complete,
+    "debug": Operations._debug,
     "push": Operations._push,
     "push_function": Operations._push,
     "pull": Operations._pull,

@@ -142,9 +142,9 @@ class Outbox:
                 job.size += len(data)
             self._blobs.offer(blob, data)
 
-    def repeat_events(self, job: AnyJob) -> None:
-        """Send again what a job gave out so far."""
-        for event in job.events:
+    def repeat_events(self, job: AnyJob, first: int = 0) -> None:
+        """Send again what a job gave out so far, from event number `first` on."""
+        for event in job.events[max(0, first) :]:
             if event.engine != self.engine:  # a new controller gave us another id
                 event = dataclasses.replace(event, engine=self.engine)
             self.send(event)

@@ -139,7 +139,8 @@ class OutputBuffer:
             while source.behind(stop):
                 if self._full:
                     source.skip(stop)
-                elif left <= 0:
+                    break
+                if left <= 0:
                     break
                 else:
                     left -= READ_SIZE

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from ipython1.kernel.engine.agent import run_agent
+from ipython1.kernel.engine.agent import SHARE, run_agent
 from ipython1.kernel.engine.board import Board
 from ipython1.kernel.engine.descriptors import standard_outputs
 from ipython1.kernel.engine.engine import Engine
@@ -37,8 +37,6 @@ COLLECT_INTERVAL = 0.2
 LAST_GRACE = 2.0
 #: Seconds a nanny looks for the controller when it starts.
 START_PATIENCE = 30.0
-#: ... and later. It gives up before its engines do, and so stops them, rather than restart each.
-NANNY_GRACE = CONTROLLER_GRACE - 10.0
 
 log = Logger()
 
@@ -65,7 +63,9 @@ def agent_main(furl: str) -> AgentMain:
 
     def make(facts: dict[str, Any]) -> Any:
         dialer = partial(FoolscapDialer, furl)
-        return lambda end: run_agent(facts, end, dialer, patience=START_PATIENCE, grace=NANNY_GRACE)
+        return lambda end: run_agent(
+            facts, end, dialer, patience=START_PATIENCE, grace=SHARE * CONTROLLER_GRACE
+        )
 
     return make
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from ipython1.kernel.engine.asking import Asking
 from ipython1.kernel.engine.commands import EngineCommands
 from ipython1.kernel.engine.deadlines import Deadlines
 from ipython1.kernel.engine.jobs import AnyJob, Command, Task
@@ -29,6 +30,7 @@ from ipython1.kernel.wire.records import (
     Fetch,
     Forget,
     Grant,
+    Input,
     Interrupt,
     Record,
     Seek,
@@ -57,6 +59,8 @@ class EngineService:
         Runs the jobs. Its ``done`` must be `job_done`.
     output : OutputBuffer
         What running jobs give out. Its ``wake`` must be `output_waits`.
+    asking : Asking
+        Is told the answers to their questions.
     identity : dict
         ``uuid host pid nanny wanted replaces``: who the engine is.
     on_registered : callable
@@ -73,12 +77,14 @@ class EngineService:
         dialer: IDialer,
         loop: MainLoop[AnyJob],
         output: OutputBuffer,
+        asking: Asking,
         identity: dict[str, Any],
         on_registered: Callable[[int], None],
         on_end: Callable[[str], None],
         shared: SharedMemory | None = None,
     ) -> None:
         self._loop = loop
+        self._asking = asking
         self._identity = dict(identity)
         self._on_registered = on_registered
         hop: Callable[..., None] = getattr(clock, "callFromThread", _call_now)
@@ -111,6 +117,7 @@ class EngineService:
             Seek: self._tasks.seek,
             Taken: self._tasks.taken,
             Interrupt: self._interrupt,
+            Input: asking.answered,
             Departed: self._departed,
             Chunk: self._blobs.chunk_received,
             Grant: self._blobs.grant_received,
@@ -191,6 +198,7 @@ class EngineService:
             self._commands.end_unstarted(job, ename, evalue)
 
     def _departed(self, departed: Departed) -> None:
+        self._asking.departed(departed)
         self._commands.departed(departed)
         self._tasks.departed(departed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import getpass
 import inspect
 import linecache
 import os
@@ -18,8 +19,9 @@ from typing import Any
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from zope.interface import implementer
 
+from ipython1.kernel.engine.asking import TypedInput, input_functions, nobody
 from ipython1.kernel.engine.failures import format_traceback
-from ipython1.kernel.engine.interactive import NoInput, QuietShell, bundle
+from ipython1.kernel.engine.interactive import QuietShell, bundle
 from ipython1.kernel.engine.mainloop import user_code
 from ipython1.kernel.engine.output import OUTPUT_LIMIT, OutputBuffer, OutputStream
 from ipython1.kernel.engine.plain import ShortCuts
@@ -63,12 +65,19 @@ class _Active:
     was a fifth of a small command's time. `lasting`: entered once, they stay, for there is no other shell.
     """
 
-    def __init__(self, ip: InteractiveShell, streams: tuple[Any, Any, Any], lasting: bool) -> None:
+    def __init__(
+        self,
+        ip: InteractiveShell,
+        streams: tuple[Any, Any, Any],
+        ask_password: Callable[..., str],
+        lasting: bool,
+    ) -> None:
         self._ip = ip
         self._streams = streams
+        self._ask_password = ask_password
         self._lasting = lasting
         self._depth = 0
-        self._before: tuple[tuple[Any, Any, Any], Any, Any] = (streams, None, None)
+        self._before: tuple[Any, ...] = (streams, None, None, getpass.getpass)
 
     def use(self, streams: tuple[Any, Any, Any]) -> None:
         """Forget the streams that user code has put in."""
@@ -82,9 +91,10 @@ class _Active:
             return
         self._depth += self._lasting
         streams = sys.stdin, sys.stdout, sys.stderr
-        self._before = streams, InteractiveShell._instance, QuietShell._instance
+        self._before = streams, InteractiveShell._instance, QuietShell._instance, getpass.getpass
         sys.stdin, sys.stdout, sys.stderr = self._streams
         InteractiveShell._instance = QuietShell._instance = self._ip
+        getpass.getpass = self._ask_password
         self._ip.builtin_trap.__enter__()
         self._ip.display_trap.__enter__()
 
@@ -95,7 +105,7 @@ class _Active:
         self._ip.display_trap.__exit__(None, None, None)
         self._ip.builtin_trap.__exit__(None, None, None)
         self._streams = sys.stdin, sys.stdout, sys.stderr
-        streams, InteractiveShell._instance, QuietShell._instance = self._before
+        streams, InteractiveShell._instance, QuietShell._instance, getpass.getpass = self._before
         sys.stdin, sys.stdout, sys.stderr = streams
 
 
@@ -130,7 +140,10 @@ class EngineShell:
         self._cuts = ShortCuts(self.ip)
         self._last = self.user_ns.get("_")  # what _ is, unless the user has a _
         self._module_facts = {k: v for k, v in self.user_ns.items() if k.startswith("__")}
-        self._active = _Active(self.ip, self._own_streams(), own_main)
+        self._asking: Callable[..., str] = nobody
+        ask_line, ask_password = input_functions(self._ask)
+        self.ip.builtin_trap.auto_builtins["input"] = ask_line
+        self._active = _Active(self.ip, self._own_streams(), ask_password, own_main)
         self.engine_id = -1
 
     @property
@@ -148,6 +161,13 @@ class EngineShell:
     def engine_id(self, value: int) -> None:
         self._engine_id = value
         self.user_ns["engine_id"] = self.ip.user_ns_hidden["engine_id"] = value
+
+    def set_asking(self, ask: Callable[..., str]) -> None:
+        """How to ask the user for a line; see `Asking.ask`."""
+        self._asking = ask
+
+    def _ask(self, prompt: str = "", password: bool = False) -> str:
+        return self._asking(prompt, password)
 
     def set_output(self, output: OutputBuffer | None) -> None:
         """Where the output of commands goes; None: to the process's own stdout and stderr."""
@@ -325,7 +345,7 @@ class EngineShell:
 
     def _own_streams(self) -> tuple[Any, Any, Any]:
         """What user code finds as sys.stdin, stdout and stderr, until it puts in others."""
-        return NoInput(), OutputStream("stdout", self._emit), OutputStream("stderr", self._emit)
+        return TypedInput(self._ask), OutputStream("stdout", self._emit), OutputStream("stderr", self._emit)
 
     def _emit(self, kind: str, text: str) -> bool:
         record = self._record

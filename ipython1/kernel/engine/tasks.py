@@ -83,6 +83,8 @@ class EngineTasks:
     def batch(self, batch: Batch) -> None:
         """What the tasks of a batch have in common; it may be known."""
         known = self._batches.get(batch.id)
+        if known is not None and batch.detached:
+            known.detached = True
         if known is None:
             known = self._batches[batch.id] = Common(batch)
         elif not known.dropped and known.failure is None:
@@ -244,7 +246,8 @@ class EngineTasks:
 
     def departed(self, departed: Departed) -> None:
         """A client is gone for good: its tasks are not run, and what it left is not kept for it."""
-        for common in [it for it in self._batches.values() if it.client == departed.client]:
+        over = [it for it in self._batches.values() if it.client == departed.client]
+        for common in [it for it in over if it.id not in departed.but]:
             self._drop(common, lambda task: self.end_unstarted(task, "TaskAborted"))
         self.send()
 
@@ -275,6 +278,7 @@ class EngineTasks:
     def _archive(self, task: Task) -> None:
         if task.common.tasks.get(task.index) is task:
             del task.common.tasks[task.index]
+        task.detached = task.common.detached
         self._release(self._history.add(task))
 
     def _release(self, blobs: Iterable[str]) -> None:

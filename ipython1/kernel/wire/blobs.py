@@ -25,7 +25,7 @@ from ipython1.kernel.wire.shared import SharedMemory
 
 #: Bytes of one blob on the way, at most.
 WINDOW = 4 * CHUNK_SIZE
-#: Blobs of one sender on the way at the same time, at most.
+#: Blobs of one sender's for one client on the way at the same time, at most.
 ACTIVE = 8
 #: Parts of one record, at most: it must stay small.
 PARTS_LIMIT = 20_000
@@ -83,7 +83,8 @@ class ChunkStore:
         self._places: dict[str, str] = {}  # of the blobs that lie in shared memory
         self._held: dict[str, memoryview] = {}
         self._outgoing: dict[str, _Outgoing] = {}
-        self._waiting: dict[str, None] = {}
+        self._waiting: dict[str, dict[str, None]] = {}  # by client
+        self._active: dict[str, int] = {}  # of `_outgoing`, by client
         self._incoming: dict[str, _Incoming] = {}
 
     # -- sending --------------------------------------------------------------
@@ -126,9 +127,10 @@ class ChunkStore:
         if blob in self._places:
             self._plan_trim()
             return
-        self._outgoing.pop(blob, None)
-        self._waiting[blob] = None
-        self._start_waiting()
+        self._ends(blob)
+        client = _client(blob)
+        self._waiting.setdefault(client, {})[blob] = None
+        self._start_waiting(client)
 
     def release(self, blob: str) -> None:
         """Nobody will want `blob` any more."""
@@ -136,9 +138,17 @@ class ChunkStore:
         place = self._places.pop(blob, None)
         if place is not None and self._shared is not None:
             self._shared.release(place)
-        self._waiting.pop(blob, None)
-        if self._outgoing.pop(blob, None) is not None:
-            self._start_waiting()
+        client = _client(blob)
+        self._waiting.get(client, {}).pop(blob, None)
+        self._ends(blob)
+        self._start_waiting(client)
+
+    def sent(self, blob: str) -> int:
+        """Bytes of an offered blob that the receiver has, or takes out of shared memory; any thread."""
+        if blob in self._waiting.get(_client(blob), ()):
+            return 0
+        outgoing, data = self._outgoing.get(blob), self._held.get(blob, b"")
+        return len(data) if outgoing is None else outgoing.granted
 
     def close(self) -> None:
         """Give back the shared memory; what was taken of it lives on."""
@@ -162,6 +172,7 @@ class ChunkStore:
     def session_lost(self) -> None:
         """The peer knows nothing any more: what is held will be offered anew."""
         self._outgoing.clear()
+        self._active.clear()
         self._waiting.clear()
 
     def grant_received(self, grant: Grant) -> None:
@@ -171,25 +182,43 @@ class ChunkStore:
             return
         outgoing = self._outgoing.get(grant.blob)
         if grant.offset < 0 or grant.offset >= len(data):
-            if outgoing is not None:
-                del self._outgoing[grant.blob]
-                self._start_waiting()
+            if self._ends(grant.blob):
+                self._start_waiting(_client(grant.blob))
             return
         if outgoing is None:
-            outgoing = self._outgoing[grant.blob] = _Outgoing(data)
+            outgoing = self._begins(grant.blob, data)
         if grant.offset < outgoing.granted:
             outgoing.sent = grant.offset
         outgoing.granted = grant.offset
         outgoing.sent = max(outgoing.sent, grant.offset)
         self._go_on(grant.blob, outgoing)
 
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self._outgoing) < ACTIVE:
-            blob = next(iter(self._waiting))
-            del self._waiting[blob]
+    def _start_waiting(self, client: str) -> None:
+        # Each client by itself: one that does not take its own must not hold up the others.
+        waiting = self._waiting.get(client)
+        while waiting and self._active.get(client, 0) < ACTIVE:
+            blob = next(iter(waiting))
+            del waiting[blob]
             if blob not in self._outgoing:
-                self._outgoing[blob] = outgoing = _Outgoing(self._held[blob])
-                self._go_on(blob, outgoing)
+                self._go_on(blob, self._begins(blob, self._held[blob]))
+        if not waiting:
+            self._waiting.pop(client, None)
+
+    def _begins(self, blob: str, data: memoryview) -> _Outgoing:
+        client = _client(blob)
+        self._active[client] = self._active.get(client, 0) + 1
+        self._outgoing[blob] = outgoing = _Outgoing(data)
+        return outgoing
+
+    def _ends(self, blob: str) -> bool:
+        """Whether `blob` was on its way."""
+        if self._outgoing.pop(blob, None) is None:
+            return False
+        client = _client(blob)
+        self._active[client] -= 1
+        if not self._active[client]:
+            del self._active[client]
+        return True
 
     def _go_on(self, blob: str, outgoing: _Outgoing) -> None:
         while outgoing.sent < len(outgoing.data) and outgoing.sent - outgoing.granted < WINDOW:
@@ -264,6 +293,11 @@ class ChunkStore:
         if incoming is not None:
             for deferred in incoming.deferreds:
                 deferred.errback(ConnectionError("its sender died before all of it was here"))
+
+
+def _client(blob: str) -> str:
+    """Who sent the command that a blob belongs to: names begin with its id."""
+    return blob.partition("-")[0]
 
 
 def _split(parts: Iterable[Buffer], inline_limit: int) -> tuple[list[Any], list[int]]:

@@ -56,7 +56,9 @@ class Connection:
     lost : callable
         Called once with the reason, when there will be no connection any more.
     grace : float
-        Seconds to go on dialling after a link was lost.
+        Seconds to go on dialling after a link was lost, unless the controller has said how long.
+    share : float
+        Of the time that the controller has said.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Connection:
         welcomed: Callable[[dict[str, Any], bool], None],
         lost: Callable[[Exception], None],
         grace: float,
+        share: float = 1.0,
     ) -> None:
         self._clock = clock
         self._dialer = dialer
@@ -79,6 +82,7 @@ class Connection:
         self._on_welcome = welcomed
         self._on_lost = lost
         self._grace = grace
+        self._share = share
         self._session = Session(clock, self._receive)
         self._welcomed = ""  # id of the session that the controller has confirmed
         self._next = self._session.id  # ... of the one it opens where it does not know that
@@ -182,7 +186,10 @@ class Connection:
             link.close()
             raise
         early, self._early = self._early or [], None
-        self._on_welcome(unpack_map(record.detail), resumed)
+        detail = unpack_map(record.detail)
+        if "grace" in detail:
+            self._grace = detail["grace"] * self._share
+        self._on_welcome(detail, resumed)
         for batch in early:
             self._session.batch_received(batch)
 

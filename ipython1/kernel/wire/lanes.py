@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from functools import partial
 from typing import Any
 from typing import Protocol as TypingProtocol
 
@@ -37,6 +38,7 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER, Pulse
 from ipython1.kernel.wire.session import BATCH_LIMIT
 
 #: Ways to open a lane; the first that works is taken.
@@ -78,16 +80,16 @@ class LaneLink(Protocol):  # type: ignore[misc]
     ----------
     clock : IReactorTime
     owner : Owner
+    dead_after : float
+        Seconds of silence after which the lane counts as lost; see `Pulse`.
     """
 
-    #: Seconds after which a side that has said nothing sends a sign of life, and after how
-    #: many times that without one from the peer the lane is lost. 0: the system tells.
-    PULSE = 0.0
-    MISSED_PULSES = 4
+    #: Whether silence ends the lane; else it can only be seen, since the system tells of an end.
+    SILENCE_ENDS = True
 
     transport: Any
 
-    def __init__(self, clock: Any, owner: Owner) -> None:
+    def __init__(self, clock: Any, owner: Owner, dead_after: float = DEAD_LINK_AFTER) -> None:
         #: Who takes the batches, from `begin` on.
         self.sink: ILinkSink | None = None
         self._clock = clock
@@ -98,9 +100,9 @@ class LaneLink(Protocol):  # type: ignore[misc]
         self._open = True
         self._gone = False
         self._why = ""
-        self._timer: Any = None  # of the pulse, later of closing
-        self._spoke = False
-        self._missed = 0
+        self._timer: Any = None  # of closing
+        give_up = partial(self.abort, "no sign of life") if self.SILENCE_ENDS else None
+        self._pulse = Pulse(clock, dead_after, partial(self.send, b""), give_up)
 
     def connectionMade(self) -> None:
         """May be used at once."""
@@ -110,13 +112,18 @@ class LaneLink(Protocol):  # type: ignore[misc]
         """End the handshake: what comes in now is batches."""
         self.sink = sink
         self._limit = BATCH_LIMIT
-        if self.PULSE and self._open:
-            self._timer = self._clock.callLater(self.PULSE, self._pulse)
+        if self._open:
+            self._pulse.start()
+
+    @property
+    def silent(self) -> float:
+        """For how many seconds nothing has come, where that is too long; else 0."""
+        return self._pulse.silent
 
     def send(self, batch: bytes) -> None:
         """See `ILink`."""
         if self._open:
-            self._spoke = True
+            self._pulse.spoke = True
             self.transport.writeSequence((_LENGTH.pack(len(batch)), batch))
             stream = self._stream
             if len(batch) <= SMALL and not stream.disconnecting:
@@ -128,7 +135,7 @@ class LaneLink(Protocol):  # type: ignore[misc]
         """See `ILink`. What was sent before still goes out, if the peer takes it soon."""
         if self._open:
             self._open = False
-            self._stop_timer()
+            self._pulse.stop()
             self._timer = self._clock.callLater(LINGER, self.transport.abortConnection)
             self.transport.loseConnection()
 
@@ -136,6 +143,7 @@ class LaneLink(Protocol):  # type: ignore[misc]
         """End the connection at once, for a reason that the owner hears."""
         if not self._gone:
             self._open = False
+            self._pulse.stop()
             self._why = self._why or why
             self.transport.abortConnection()
 
@@ -143,7 +151,7 @@ class LaneLink(Protocol):  # type: ignore[misc]
         """Take the whole frames out of what came."""
         if not self._open:
             return
-        self._missed = 0
+        self._pulse.missed = 0
         self._pieces.append(data)
         self._wanted -= len(data)
         if self._wanted > 0:
@@ -171,7 +179,9 @@ class LaneLink(Protocol):  # type: ignore[misc]
         """Tell sink and owner."""
         self._open = False
         self._gone = True
-        self._stop_timer()
+        self._pulse.stop()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.link_lost(self)
@@ -199,24 +209,11 @@ class LaneLink(Protocol):  # type: ignore[misc]
             log.warn("a lane is closed: {why}", why=why)
         self.abort(why)
 
-    def _pulse(self) -> None:
-        self._missed += 1
-        if self._missed > self.MISSED_PULSES:
-            self._timer = None
-            self.abort("no sign of life")
-            return
-        if not self._spoke:
-            self.send(b"")
-        self._spoke = False
-        self._timer = self._clock.callLater(self.PULSE, self._pulse)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-
 
 class UnixLane(LaneLink):
     """A lane over a Unix socket, between processes of one user."""
+
+    SILENCE_ENDS = False
 
     def connectionMade(self) -> None:
         """Only processes of this user may talk here."""

@@ -43,6 +43,7 @@ from ipython1.kernel.interfaces import IDialer, ILink, ILinkSink
 from ipython1.kernel.wire.bounds import Crowd
 from ipython1.kernel.wire.lanes import KINDS, TICKET_SIZE
 from ipython1.kernel.wire.moving import Move, Trust, Way, tls_way, unix_way
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER, LONGEST, SHORTEST
 from ipython1.kernel.wire.session import BATCH_LIMIT
 from ipython1.kernel.wire.tlslane import certificate_of
 from ipython1.kernel.wire.tubs import make_certificate, make_tub, reactor, split_furl
@@ -78,8 +79,9 @@ class RIDoor(RemoteInterface):
     __remote_name__ = "ipython1.RIDoor"
 
     def knock(hello=BYTES, peer=RILink):  # type: ignore[no-untyped-def]  # noqa: N805
-        """An encoded `Welcome` and a link, or a `Refusal` and None."""
-        return TupleOf(BYTES, ChoiceOf(RILink, None))
+        """An encoded `Welcome` and a link, or a `Refusal` and None; and after how many silent seconds
+        a link counts as lost."""
+        return TupleOf(BYTES, ChoiceOf(RILink, None), float)
 
 
 # -- both sides ------------------------------------------------------------------
@@ -203,6 +205,7 @@ class FoolscapDialer:
         self._trust = Trust(reactor)
         self._moves: Crowd[Move] = Crowd()
         self._timeout = connect_timeout
+        self._dead_after = DEAD_LINK_AFTER  # until the controller has said how long
         self._certificate = make_certificate()
         self._dialling: dict[Tub, Deferred[Any]] = {}
         self._running: set[Tub] = set()
@@ -226,7 +229,7 @@ class FoolscapDialer:
             return fail(ConnectionFailed(address=self.address, reason="the connection was closed here"))
         # A Tub for each connection: a new one to the controller is never mistaken
         # for a duplicate of one that it does not know to be lost.
-        tub = make_tub(self._certificate)
+        tub = make_tub(self._certificate, self._dead_after)
         tub.startService()
         self._running.add(tub)
         link = FoolscapLink(sink, lambda: self._drop(tub))
@@ -254,7 +257,7 @@ class FoolscapDialer:
         except RemoteException:
             raise self._not_allowed() from None  # the name is unknown there
         try:
-            answer, remote = yield door.callRemote("knock", hello, link)
+            answer, remote, dead_after = yield door.callRemote("knock", hello, link)
         except Violation:
             raise self._not_allowed() from None  # it names something, but no door
         except RemoteException:
@@ -262,6 +265,9 @@ class FoolscapDialer:
         if remote is None:
             self._drop(tub)
             return answer, None
+        if SHORTEST <= dead_after <= LONGEST:
+            self._dead_after = dead_after
+            remote.tracker.broker.pulse.start(dead_after)
         link.connect(remote)
         return answer, link
 
@@ -299,7 +305,7 @@ class FoolscapDialer:
             if not move.settled and not self._closed:
                 log.info("no lane to {address}: {why}", address=self.address, why=move.why)
 
-        move = Move(reactor, link, sink, ticket, ways, ended)
+        move = Move(reactor, link, sink, ticket, ways, ended, self._dead_after)
         link.at_end = move.old_lost
         self._moves.add(move)
         move.start()

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILinkSink
 from ipython1.kernel.wire.lanes import COUNT, LaneLink, UnixLane
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.tlslane import TLSLane, tls_client
 
 #: Seconds in which a lane must be in use, from the offer on.
@@ -84,6 +85,8 @@ class Move:
         Each opens a lane of one kind.
     on_end : callable
         Called with the move when all of it is over: the lane too, if there was one.
+    dead_after : float
+        As for `LaneLink`.
     """
 
     def __init__(
@@ -94,8 +97,10 @@ class Move:
         ticket: bytes,
         ways: Iterable[Way],
         on_end: Callable[[Move], None],
+        dead_after: float = DEAD_LINK_AFTER,
     ) -> None:
         self.reactor = reactor
+        self._dead_after = dead_after
         #: Whether the session is on the lane.
         self.moved = False
         #: Whether the other side is there too.
@@ -175,9 +180,9 @@ class Move:
         else:
             self._next(why)
 
-    def new_lane(self, kind: Callable[[Any, Move], LaneLink]) -> LaneLink:
+    def new_lane(self, kind: Callable[[Any, Move, float], LaneLink]) -> LaneLink:
         """There is a connection."""
-        self._lane = kind(self.reactor, self)
+        self._lane = kind(self.reactor, self, self._dead_after)
         return self._lane
 
     def not_connected(self, failure: Failure) -> None:
@@ -204,7 +209,7 @@ class Move:
 class _LaneFactory(ClientFactory):  # type: ignore[misc]
     noisy = False
 
-    def __init__(self, move: Move, kind: Callable[[Any, Move], LaneLink]) -> None:
+    def __init__(self, move: Move, kind: Callable[[Any, Move, float], LaneLink]) -> None:
         self._move = move
         self._kind = kind
 

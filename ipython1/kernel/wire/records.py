@@ -102,6 +102,7 @@ class Submit(Record):
     Sent again to a controller that does not know of it, `again` has the uuid
     of the process behind each target when it was first sent (empty: unknown).
     Another process must not run it: the first one may have.
+    `detached`: what comes of it is kept for other clients.
     """
 
     tag: ClassVar[int] = 10
@@ -114,6 +115,7 @@ class Submit(Record):
     args: bytes  # msgpack map, small, by operation
     parts: Parts
     again: Ids = ()
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,29 @@ class Interrupt(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Input(Record):
+    """The answer to question `serial` (an event of kind ``input``) of command `id`.
+
+    `how`: ``line`` (`text` is what the user typed), ``end`` (of the input),
+    ``refused`` (`text` says why nobody can be asked).
+    """
+
+    tag: ClassVar[int] = 16
+    targets: Targets
+    id: str
+    serial: int
+    how: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch(Record):
-    """Send again what is known of command `id`, or of it as soon as it is there."""
+    """Send again what is known of command `id`, but for its `first` events; or of it when it is there."""
 
     tag: ClassVar[int] = 13
     id: str
     targets: Targets
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +179,31 @@ class Forget(Record):
 
 @dataclass(frozen=True, slots=True)
 class Departed(Record):
-    """Client `client` is gone for good: drop what is kept for it. Controller to engines."""
+    """Client `client` is gone for good: drop what is kept for it. Controller to engines.
+
+    But not what is detached: batches `but`, and the commands that say so themselves.
+    """
 
     tag: ClassVar[int] = 15
     client: str
+    but: Ids = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Detach(Record):
+    """Work of the sender that shall outlive it, for the controller to keep on disk.
+
+    A parcel of these, with numbers from 0, is whole when the question
+    ``detach`` with the name of the parcel as its id follows; that is answered
+    when all of it is safe. `records`: encoded `Submit`, `Batch` and `Work`.
+    `blobs`: the large parts of these; each is called ``parcel/`` and its own name.
+    """
+
+    tag: ClassVar[int] = 18
+    parcel: str
+    number: int
+    records: Parts
+    blobs: Parts
 
 
 # -- tasks: client -> controller -> engine --------------------------------------
@@ -174,7 +214,7 @@ class Batch(Record):
     """What tasks have in common; each is a `Work` item. Engines get it before the first of them.
 
     A task is known as ``batch#index``. `rules` is for the controller, `args`
-    for the engine.
+    for the engine. `detached` as in `Submit`.
     """
 
     tag: ClassVar[int] = 60
@@ -185,6 +225,7 @@ class Batch(Record):
     rules: bytes  # msgpack map: retries, priority, after, ...
     args: bytes  # msgpack map
     parts: Parts
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +284,8 @@ class Outcomes(Record):
     Status ``ok`` and ``error`` as in `Result`. Between engine and controller
     also ``back`` (recalled, and not started), ``rejected`` (not on this
     engine; one part: an encoded `RemoteFailure`), and as answers to `Seek`
-    ``held`` (not ended yet) and ``unknown``.
+    ``held`` (not ended yet) and ``unknown``; from the controller ``later`` (as
+    in `Result`; ask with `Work` or `Seek`).
     """
 
     tag: ClassVar[int] = 65
@@ -257,8 +299,10 @@ class Result(Record):
     """The end of one command on one engine.
 
     `status` is ``ok`` (parts: what the operation returns), ``error`` (one
-    part: an encoded `RemoteFailure`) or ``unknown`` (answer to `Fetch`). One
-    that the controller makes up has no events.
+    part: an encoded `RemoteFailure`), ``unknown`` (answer to `Fetch`), or from
+    the controller ``later`` (the client was behind, and what the engine said
+    of this is left there: ask with `Fetch`). One that the controller makes up
+    has no events.
     """
 
     tag: ClassVar[int] = 20
@@ -277,8 +321,9 @@ class Event(Record):
     """Something a running command, or an attempt at a task, gave out: number `index` of its events.
 
     `kind`: stdout, stderr, display (parts: a msgpack map of MIME bundle and
-    metadata), progress (text: JSON), publish (parts: an object), started (it
-    cannot be cancelled any more).
+    metadata), progress (text: JSON), publish (parts: an object), input (text:
+    JSON with ``serial``, ``prompt`` and ``password``), started (it cannot be
+    cancelled any more).
     """
 
     tag: ClassVar[int] = 21

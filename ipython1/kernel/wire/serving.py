@@ -20,6 +20,7 @@ from ipython1.kernel.interfaces import IDoor, ILinkSink
 from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.lanes import KINDS
 from ipython1.kernel.wire.links import FoolscapLink, RIDoor, after
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.sniffing import Sniffing
 from ipython1.kernel.wire.tickets import LaneServer
 from ipython1.kernel.wire.tubs import (
@@ -43,11 +44,12 @@ log = Logger()
 class _Door(Referenceable):  # type: ignore[misc]
     """An `IDoor`, within reach of those who hold its FURL."""
 
-    def __init__(self, door: IDoor, lanes: LaneServer) -> None:
+    def __init__(self, door: IDoor, lanes: LaneServer, dead_after: float) -> None:
         self._door = door
         self._lanes = lanes
+        self._dead_after = dead_after
 
-    def remote_knock(self, hello: bytes, peer: Any) -> tuple[bytes, FoolscapLink | None]:
+    def remote_knock(self, hello: bytes, peer: Any) -> tuple[bytes, FoolscapLink | None, float]:
         """Let the door decide."""
         link = FoolscapLink()
         link.connect(peer)
@@ -61,10 +63,10 @@ class _Door(Referenceable):  # type: ignore[misc]
             raise WireError(reason="the hello was not handled") from None
         link.sink = sink
         if sink is None:
-            return answer, None
+            return answer, None, self._dead_after
         peer.tracker.broker.belongs_here()
         self._offer_lane(link, sink)
-        return answer, link
+        return answer, link, self._dead_after
 
     def _offer_lane(self, link: FoolscapLink, sink: ILinkSink) -> None:
         lanes = self._lanes
@@ -130,6 +132,7 @@ def serve(
     port: int = 10105,
     location: str | None = None,
     lanes: Container[str] = KINDS,
+    dead_after: float = DEAD_LINK_AFTER,
 ) -> Deferred[Listener]:
     """Open the controller's port, and write the FURL files of its doors.
 
@@ -152,13 +155,15 @@ def serve(
         commas between; `ip` and the port where not given.
     lanes : container of str
         Which of the `lanes.KINDS` peers are invited to.
+    dead_after : float
+        Seconds of silence after which a link counts as lost, here and at the other ends.
 
     Returns
     -------
     Deferred of Listener
         Fails with `LaunchError`.
     """
-    return execute(_serve, reactor, files, doors, ip, port, location, lanes)
+    return execute(_serve, reactor, files, doors, ip, port, location, lanes, dead_after)
 
 
 def _serve(
@@ -169,6 +174,7 @@ def _serve(
     port: int,
     location: str | None,
     kinds: Container[str],
+    dead_after: float,
 ) -> Listener:
     try:
         places = split_location(location or ip)
@@ -177,7 +183,7 @@ def _serve(
     try:
         files.create()
         certificate = load_certificate(files)
-        tub = make_tub(certificate)
+        tub = make_tub(certificate, dead_after)
     except OSError as error:
         raise _not_started(f"{error.filename} cannot be used ({error.strerror})") from None
     except ValueError:
@@ -186,7 +192,7 @@ def _serve(
         ) from None
     complaints = Complaints(log, reactor)
     guests = tub.guests = Guests()
-    lanes = LaneServer(reactor, complaints, guests)
+    lanes = LaneServer(reactor, complaints, guests, dead_after)
     sniffing = None
 
     def tell_apart(foolscap: Any) -> Any:
@@ -207,7 +213,10 @@ def _serve(
         path = files.run / LANE
         if "unix" in kinds and len(os.fsencode(path)) <= PATH_LIMIT and hasattr(reactor, "listenUNIX"):
             lanes.listen(path)
-        furls = {kind: publish(tub, _Door(door, lanes), files.furl(kind)) for kind, door in doors.items()}
+        furls = {
+            kind: publish(tub, _Door(door, lanes, dead_after), files.furl(kind))
+            for kind, door in doors.items()
+        }
     except OSError as error:
         lanes.stop()
         tub.stopService()

@@ -81,14 +81,15 @@ class Session:
         self.outbox_bytes = 0
         #: What is said of the peer, within bounds.
         self.complaints = Complaints(log, clock)
-        self._clock = clock
+        #: Source of time.
+        self.clock = clock
         self._receive = receive
         self._grace = grace
         self._on_ended = ended
         self._link: ILink | None = None
         self._ended = False
         self._outbox: dict[int, bytes] = {}
-        self._on_drained: list[Callable[[], None]] = []
+        self._on_drained: list[tuple[int, Callable[[], None]]] = []
         self._last = 0  # number of the last record given to send()
         self._sent = 0  # ... put on the present link
         self._acked = 0  # ... acknowledged by the peer
@@ -101,9 +102,22 @@ class Session:
         self._start_grace()
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing is sent or received any more."""
+        return self._ended
+
+    @property
     def linked(self) -> bool:
         """Whether there is a link now."""
         return self._link is not None
+
+    @property
+    def absent(self) -> float:
+        """For how many seconds nothing can be heard of the peer; 0 where it is there."""
+        if self._link is None:
+            return float(self.clock.seconds() - self._since)
+        silent: float = getattr(self._link, "silent", 0.0)  # not every link can tell
+        return silent
 
     @property
     def last(self) -> int:
@@ -120,12 +134,12 @@ class Session:
         self._outbox[self._last] = record
         self.outbox_bytes += len(record)
         if self._flush_call is None and self._link is not None:
-            self._flush_call = self._clock.callLater(0, self._flush)
+            self._flush_call = self.clock.callLater(0, self._flush)
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        """Call once when everything sent so far is acknowledged (at once where it is)."""
-        if self._outbox:
-            self._on_drained.append(callback)
+    def when_drained(self, callback: Callable[[], None], left: int = 0) -> None:
+        """Call once when at most `left` bytes are not acknowledged (at once where that is so)."""
+        if self.outbox_bytes > left:
+            self._on_drained.append((left, callback))
         else:
             callback()
 
@@ -188,20 +202,26 @@ class Session:
                 self._in_flight -= size
         if self._sent < self._acked:  # acknowledged on an older link, while it is sent again on this one
             self._sent = self._acked
-        if not self._outbox and self._on_drained:
-            drained, self._on_drained = self._on_drained, []
-            for callback in drained:
-                callback()
+        if self._on_drained:
+            self._tell_drained()
         if self._sent < self._last and self._flush_call is None and self._link is not None:
-            self._flush_call = self._clock.callLater(0, self._flush)
+            self._flush_call = self.clock.callLater(0, self._flush)
+
+    def _tell_drained(self) -> None:
+        waiting, self._on_drained = self._on_drained, []
+        for left, callback in waiting:
+            if self.outbox_bytes > left:  # maybe only since the callback before
+                self._on_drained.append((left, callback))
+            else:
+                callback()
 
     def _plan_ack(self) -> None:
         if not self._ack_owed or self._link is None or self._flush_call is not None:
             return
         if self._unacked_bytes >= ACK_BYTES:
-            self._flush_call = self._clock.callLater(0, self._flush)
+            self._flush_call = self.clock.callLater(0, self._flush)
         elif self._ack_call is None:
-            self._ack_call = self._clock.callLater(ACK_DELAY, self._ack_due)
+            self._ack_call = self.clock.callLater(ACK_DELAY, self._ack_due)
 
     def _ack_due(self) -> None:
         # Not cancelled by a batch that took the ack along: a timer made anew for each of them costs more.
@@ -232,7 +252,7 @@ class Session:
         self._in_flight = 0
         self._take_ack(peer_received)
         self._link = link
-        self._flush_call = self._clock.callLater(0, self._flush)
+        self._flush_call = self.clock.callLater(0, self._flush)
 
     def link_lost(self, link: ILink | None) -> None:
         """The present link is gone; older ones don't matter."""
@@ -243,8 +263,9 @@ class Session:
         self._start_grace()
 
     def _start_grace(self) -> None:
+        self._since = self.clock.seconds()  # when it was left without a link
         if self._grace is not None:
-            self._grace_call = self._clock.callLater(self._grace, self._grace_over)
+            self._grace_call = self.clock.callLater(self._grace, self._grace_over)
 
     def _grace_over(self) -> None:
         self._grace_call = None

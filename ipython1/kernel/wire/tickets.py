@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILinkSink
 from ipython1.kernel.wire.bounds import Complaints, Crowd, Guests
 from ipython1.kernel.wire.lanes import COUNT, TICKET_SIZE, LaneLink, UnixLane
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.tlslane import TLSLane, tls_server
 
 #: Seconds that a ticket is good for.
@@ -44,9 +46,13 @@ class LaneServer:
         Hears of those who hold none.
     guests : Guests
         Counts visitors until their session has moved.
+    dead_after : float
+        As for `LaneLink`.
     """
 
-    def __init__(self, reactor: Any, complaints: Complaints, guests: Guests) -> None:
+    def __init__(
+        self, reactor: Any, complaints: Complaints, guests: Guests, dead_after: float = DEAD_LINK_AFTER
+    ) -> None:
         #: The Unix socket, where there is one.
         self.path: Path | None = None
         #: Whether there are TLS lanes.
@@ -54,6 +60,7 @@ class LaneServer:
         self._reactor = reactor
         self._complaints = complaints
         self._guests = guests
+        self._dead_after = dead_after
         self._tickets: dict[bytes, _Ticket] = {}
         self._visits: Crowd[_Visit] = Crowd()
         self._port: Any = None
@@ -115,7 +122,8 @@ class LaneServer:
         return DeferredList([*closed, self._visits.empty()]).addCallback(lambda _: None)
 
     def _visit(self, kind: type[LaneLink]) -> LaneLink:
-        return _Visit(self, self._reactor, kind, self._visits, self._complaints, self._guests).lane
+        make = partial(kind, dead_after=self._dead_after)
+        return _Visit(self, self._reactor, make, self._visits, self._complaints, self._guests).lane
 
 
 class _Visit:
@@ -125,7 +133,7 @@ class _Visit:
         self,
         server: LaneServer,
         clock: Any,
-        kind: type[LaneLink],
+        make: Callable[[Any, _Visit], LaneLink],
         visits: Crowd[_Visit],
         complaints: Complaints,
         guests: Guests,
@@ -137,7 +145,7 @@ class _Visit:
         self._token = b""
         self._sink: ILinkSink | None = None
         self._moved = False
-        self.lane = kind(clock, self)
+        self.lane = make(clock, self)
         self._timer = clock.callLater(HANDSHAKE_TIME, self._too_late)
         visits.add(self)
         guests.admit(self, self.lane.abort)

@@ -23,11 +23,9 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from ipython1.kernel.wire.lanes import LaneLink, Owner
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.sniffing import MAGIC
 
-#: Seconds of silence after which a side sends a sign of life; the kernel does not tell soon that a
-#: host is gone.
-SIGN_OF_LIFE = 20.0
 #: What TLS 1.2 may use; all of TLS 1.3 is good.
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -40,20 +38,21 @@ class TLSLane(LaneLink):
     ----------
     clock : IReactorTime
     owner : Owner
+    dead_after : float
+        As for `LaneLink`.
     pinned : bytes, optional
         The certificate (DER) that the other side must have; not given on the side that listens.
     """
 
-    PULSE = SIGN_OF_LIFE
-
-    def __init__(self, clock: Any, owner: Owner, pinned: bytes | None = None) -> None:
-        super().__init__(clock, owner)
+    def __init__(
+        self, clock: Any, owner: Owner, dead_after: float = DEAD_LINK_AFTER, pinned: bytes | None = None
+    ) -> None:
+        super().__init__(clock, owner, dead_after)
         self._pinned = pinned
 
     def connectionMade(self) -> None:
         """Batches are small, and waited for."""
         self.transport.setTcpNoDelay(True)
-        self.transport.setTcpKeepAlive(True)
 
     def handshakeCompleted(self) -> None:
         """Look who is there, then begin."""

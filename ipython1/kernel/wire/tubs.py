@@ -39,12 +39,8 @@ from zope.interface import implementer
 from ipython1.kernel.error import BadFURL
 from ipython1.kernel.files import ClusterFiles, write_private
 from ipython1.kernel.wire.bounds import Complaints, Guests
+from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER, Pulse
 
-#: Seconds of silence after which the peer is asked for a sign of life.
-KEEPALIVE = 20
-#: Seconds of silence after which a connection counts as lost. Code that holds
-#: the GIL keeps an engine silent that is quite well, so this is long.
-DISCONNECT = 90
 #: Seconds that a closed connection may take to send its last bytes.
 LINGER = 1.0
 #: Seconds in which a peer has to get from the first byte to the end of negotiation.
@@ -94,7 +90,7 @@ def make_certificate() -> bytes:
     )
 
 
-def make_tub(certificate: bytes | None = None) -> Tub:
+def make_tub(certificate: bytes | None = None, dead_after: float = DEAD_LINK_AFTER) -> Tub:
     """A Tub with all our options, not yet started. The only place that makes one.
 
     Its ``stopService`` tells every link that it is lost, and returns a Deferred
@@ -105,6 +101,8 @@ def make_tub(certificate: bytes | None = None) -> Tub:
     certificate : bytes, optional
         What `make_certificate` returned; a new one where not given. Two Tubs
         that run at the same time need two.
+    dead_after : float
+        Seconds of silence after which a connection counts as lost; see `Pulse`.
 
     Raises
     ------
@@ -112,13 +110,11 @@ def make_tub(certificate: bytes | None = None) -> Tub:
         `certificate` is not one.
     """
     try:
-        tub = _Tub(certData=make_certificate() if certificate is None else certificate)
+        tub = _Tub(make_certificate() if certificate is None else certificate, dead_after)
     except OpenSSLError:
         raise ValueError("not a certificate and its key") from None
     tub.setOption("expose-remote-exception-types", False)
     tub.setOption("accept-gifts", False)
-    tub.setOption("keepaliveTimeout", KEEPALIVE)
-    tub.setOption("disconnectTimeout", DISCONNECT)
     tub.removeAllConnectionHintHandlers()
     tub.addConnectionHintHandler("tcp", _TCPHints())
     return tub
@@ -341,13 +337,20 @@ class _Broker(Broker):
     logReceiveErrors = False  # noqa: N815
     _abort: Any = None
     _knock_timer: Any = None
+    pulse: Pulse
 
     def connectionMade(self) -> None:
         self.tub.connected.add(self.transport)
+        self.pulse = Pulse(reactor, self.tub.dead_after, self.sendPING, self.connectionTimedOut)
+        self.pulse.start()
         if self.tub.guests is not None:
             self.tub.guests.admit(self, self._leave)
             self._knock_timer = reactor.callLater(KNOCK_TIME, self._leave, "it did not knock")
         super().connectionMade()
+
+    def dataReceived(self, chunk: bytes) -> None:
+        self.pulse.missed = 0
+        super().dataReceived(chunk)
 
     def belongs_here(self) -> None:
         """The peer has shown that it holds a FURL."""
@@ -365,6 +368,7 @@ class _Broker(Broker):
     def shutdown(self, why: Failure, fireDisconnectWatchers: bool = True) -> None:  # noqa: N803
         super().shutdown(why, fireDisconnectWatchers)
         self.connectionAbandoned = True  # what still comes in is not for us
+        self.pulse.stop()
         if self._abort is None and self.transport in self.tub.connected:
             self._abort = reactor.callLater(LINGER, self.transport.abortConnection)
 
@@ -372,6 +376,7 @@ class _Broker(Broker):
         if self._abort is not None and self._abort.active():
             self._abort.cancel()
         self.belongs_here()
+        self.pulse.stop()
         super().connectionLost(why)
         self.tub.connected.discard(self.transport)
         self.tub.forget(self.remote_tubref)
@@ -395,8 +400,11 @@ class _Tub(Tub):
     negotiationClass = _Negotiation  # noqa: N815
     brokerClass = _Broker  # noqa: N815
 
-    def __init__(self, certData: bytes) -> None:  # noqa: N803
-        super().__init__(certData=certData)
+    keepaliveTimeout = None  # noqa: N815 -- a `Pulse` does it: also while much is received, and in time
+
+    def __init__(self, certificate: bytes, dead_after: float) -> None:
+        super().__init__(certData=certificate)
+        self.dead_after = dead_after
         self.strangers = Complaints(log, reactor)
         #: Where given, who comes in has to knock, and not all may wait at the same time.
         self.guests: Guests | None = None
