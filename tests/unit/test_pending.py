@@ -734,8 +734,7 @@ def test_stream_prints_output_as_it_comes(core, capsys):
     pending.stream()
     out, err = capsys.readouterr()
     assert out == (
-        "[stdout:0] a\n[stdout:1] other\n[stdout:0] bc\n[1] Out[3]: 15\n[output:0] <fig>\n"
-        "[stdout:0] open\n"
+        "[stdout:0] a\n[stdout:1] other\n[stdout:0] bc\n[1] Out[3]: 15\n[output:0] <fig>\n[stdout:0] open\n"
     )
     assert err == "[stderr:1] bad\n"
     pending.stream()
