@@ -169,7 +169,7 @@ def test_a_bar_for_who_waits_long(tc: TaskClient, monkeypatch: pytest.MonkeyPatc
         tc.map(time.sleep, [0.0] * 100)
         assert screen.getvalue() == ""
         tc.map(time.sleep, [0.7] * 16)
-    assert "/16" in screen.getvalue()
+    assert "of 16" in screen.getvalue()
     plain = io.StringIO()
     with contextlib.redirect_stderr(plain):
         tc.map(time.sleep, [0.7] * 16)

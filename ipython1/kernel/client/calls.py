@@ -164,7 +164,7 @@ class Calls(abc.ABC):
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             changed: concurrent.futures.Future[None] = concurrent.futures.Future()
-            unwatch = self._core.watch(functools.partial(_settle, changed))
+            unwatch = self._core.table.watch(functools.partial(_settle, changed))
             try:
                 self._core.check_usable()
                 if done(self._core.engines()):

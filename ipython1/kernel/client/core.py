@@ -16,6 +16,7 @@ from typing import Any
 from ipython1.kernel.client.batches import Batches
 from ipython1.kernel.client.bridge import IBridge
 from ipython1.kernel.client.detaching import Detaching, detach_all
+from ipython1.kernel.client.enginetable import EngineTable
 from ipython1.kernel.client.forgetting import Forgetting
 from ipython1.kernel.client.incoming import Incoming, Outstanding
 from ipython1.kernel.client.pending import PendingResult
@@ -85,10 +86,7 @@ class ClientCore:
         self._bridge = bridge
         self._dialer = dialer
         self._numbers = itertools.count(1)
-        self._engines: tuple[dict[str, Any], ...] = ()
-        self._failures: list[tuple[int, str, str]] = []
-        self._failures_before = 0
-        self._listeners: list[Callable[[], None]] = []
+        self.table = EngineTable()
         self._outstanding: dict[str, Outstanding] = {}
         self._error: Exception | None = None  # why users can send nothing any more
         self._ended = False  # nothing is sent any more, not even what came before the close
@@ -124,7 +122,7 @@ class ClientCore:
             Result: self._incoming.arrived,
             Event: self._event,
             Outcomes: self.tasks.incoming.outcomes,
-            Engines: self._table,
+            Engines: lambda record: self.table.take(unpack_map(record.table)),
             Answer: self._questions.answered,
             Chunk: self._blobs.chunk_received,
             Grant: self._blobs.grant_received,
@@ -156,21 +154,8 @@ class ClientCore:
         return str(self._dialer.address)
 
     def engines(self) -> tuple[dict[str, Any], ...]:
-        """The engine table as last heard, sorted by id."""
-        return self._engines
-
-    def start_failures(self) -> list[str]:
-        """Cause and output of the engines that died for good, starting or later, since this connected."""
-        new = [failure for failure in self._failures if failure[0] > self._failures_before]
-        return [f"{cause}\n{output}".strip() for _, cause, output in new]
-
-    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` (quick, in the reactor thread) after each change of the engine table.
-
-        Returns a function that ends it.
-        """
-        self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback)
+        """The engines as last heard of, sorted by id."""
+        return self.table.engines
 
     # -- any thread: waiting and callbacks ------------------------------------------------
 
@@ -281,7 +266,7 @@ class ClientCore:
             return
         self._outstanding[out.pending.command_id] = out
         if self._connection.linked:
-            out.engines = self._engines
+            out.engines = self.table.engines
         for raw in out.submits:
             self._connection.send_raw(raw)
         self._send_rest(out)
@@ -338,28 +323,31 @@ class ClientCore:
 
     def _detail(self) -> dict[str, Any]:
         """Who we are, and the engines that a restarted controller may wait for."""
-        return {"client": self.client_id, "engines": [engine["id"] for engine in self._engines]}
+        return {"client": self.client_id, "engines": [engine["id"] for engine in self.table.engines]}
 
     def _welcomed(self, detail: dict[str, Any], resumed: bool) -> None:
         if not self._opened.done():
-            self._failures_before = max((failure[0] for failure in detail["failures"]), default=0)
-        self._take_table(detail)
-        if not self._opened.done():
+            self.table.first(detail)
             self._opened.set_result(None)
-        elif not resumed:
-            self._blobs.session_lost()
-            self._failures_before = 0
-            for out in list(self._outstanding.values()):
-                self._send_again(out)
-            self.tasks.send_again()
-            self._forgetting.send_again()
+        else:
+            self.table.take(detail)
+            if not resumed:
+                self._another_controller()
         for out in self._outstanding.values():
             if out.engines is None:
-                out.engines = self._engines
+                out.engines = self.table.engines
         self.detaching.welcomed(resumed)
         if not resumed:
             self._questions.ask_again(self.address)
         self._blobs.ask_for_all()
+
+    def _another_controller(self) -> None:
+        self._blobs.session_lost()
+        self.table.another_controller()
+        for out in list(self._outstanding.values()):
+            self._send_again(out)
+        self.tasks.send_again()
+        self._forgetting.send_again()
 
     def _lost(self, reason: Exception) -> None:
         self._error = reason if isinstance(reason, IPython1Error) else ConnectionFailed(str(reason))
@@ -392,8 +380,7 @@ class ClientCore:
         self._questions.fail(error)
         self.detaching.fail(error)
         self._forgetting.stop()
-        for listener in list(self._listeners):
-            listener()
+        self.table.tell()
 
     def _fail(self, out: Outstanding, reason: Exception) -> None:
         self.pending.pop(out.pending.command_id, None)
@@ -411,15 +398,6 @@ class ClientCore:
             self.tasks.incoming.event(event)
         else:
             self._incoming.arrived(event)
-
-    def _table(self, record: Engines) -> None:
-        self._take_table(unpack_map(record.table))
-
-    def _take_table(self, table: dict[str, Any]) -> None:
-        self._engines = tuple(table["engines"])
-        self._failures = list(table["failures"])
-        for listener in list(self._listeners):
-            listener()
 
     def _result_here(self, out: Outstanding, result: Result) -> None:
         if result.status != "ok":

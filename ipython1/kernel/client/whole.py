@@ -53,7 +53,7 @@ class WholeClient(Calls):
                 )
 
     def _check_failures(self) -> None:
-        failures, owner = self._core.start_failures(), self._owner()
+        failures, owner = self._core.table.start_failures, self._owner()
         told, owner._failures_told = owner._failures_told, failures
         if failures and failures != told:
             raise LaunchError(what="An engine", reason=failures[-1])
@@ -64,7 +64,7 @@ class WholeClient(Calls):
         The engines with the highest ids go first.
         """
         self._core.check_usable()
-        self._owner()._failures_told = self._core.start_failures()  # later waits are about later engines
+        self._owner()._failures_told = self._core.table.start_failures  # later waits are about later engines
         future = self._core.ask("scale", n=_count(n))
         self._core.wait(future, None)
         future.result()
