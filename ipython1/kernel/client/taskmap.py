@@ -281,14 +281,21 @@ class Feeder:
         with self._lock:
             chunk = self._chunks.pop(slot, ())
         left = self._take(result, parts, chunk)
-        for item in left:
+        if left:
+            self._go_again(left)
+        if self._again or self._next < len(self._items) or not self._chunks:
+            self.feed()
+
+    def _go_again(self, items: Sequence[int]) -> None:
+        """Items of a chunk have not run."""
+        for item in items:
             self.pending.restart_slot(item)
         with self._lock:
-            if not self._aborted:
-                self._again.extend((item,) for item in left)
-                left = ()
-        self._fail(left)
-        self.feed()
+            aborted = self._aborted
+            if not aborted:
+                self._again.extend((item,) for item in items)
+        if aborted:
+            self._fail(items)
 
     def _take(self, result: Result, parts: Sequence[Buffer], chunk: Sequence[int]) -> Sequence[int]:
         """Tell what came of the items; returns those that have not run."""
