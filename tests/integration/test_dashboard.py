@@ -1,6 +1,6 @@
 """The dashboard of a real cluster, in a real browser.
 
-``IPYTHON1_SHOTS=FOLDER`` has it save pictures of what it sees; docs/_static has some of them.
+``IPYTHON1_SHOTS=docs/_static`` has it take the pictures of the documentation, among others.
 """
 
 from __future__ import annotations
@@ -227,6 +227,50 @@ def test_the_command_saves_a_timeline(
     assert ".svg, .png or .json" in wrong.stderr
 
 
+SIMULATION = """
+import random, time
+def sweep(n):
+    time.sleep(random.uniform(0.1, 0.6))
+    print(f'sweep {n}: energy {-1.5 + 0.3 / (n + 1):.4f}, accepted {random.uniform(0.38, 0.44):.2f}')
+"""
+
+
+def test_work_of_a_cluster_is_seen(ipython1_dir: Path, browser: Chromium) -> None:
+    cluster = client.Cluster(n=4)
+    with cluster as mec:
+        browser.look(1280, 1000)
+        browser.open(State.read(ClusterFiles(cluster.cluster)).dashboard)
+        browser.until(row(3, 0))
+        mec.execute(SIMULATION)
+        tasks = mec.task_client()
+        died = mec.execute("import os; os.kill(os.getpid(), 9)  # too large", targets=3, block=False)
+        for n in range(5):
+            sweeps = [mec.execute(f"sweep({n})", targets=engine, block=False) for engine in (0, 1, 2)]
+            tasks.map(time.sleep, [0.02 * (1 + i % 5) for i in range(60)], chunksize=2)
+            failed = mec.execute("1 / 0", targets=n % 3, block=False)
+            mec.barrier([*sweeps, failed])
+        mec.wait_for_engines(4)
+        assert "EngineDied" in repr(died.exception())
+        running = [
+            mec.execute("time.sleep(60)  # equilibrate(grid)", targets=[0, 2], block=False) for _ in (1, 2)
+        ]
+        browser.run(
+            "const w = document.querySelector('#window'); w.value = '60';w.dispatchEvent(new Event('change'))"
+        )
+        browser.until(
+            f"{row(0, 6)}.startsWith('time.sleep') && {row(2, 8)} >= '1' && /^[1-9]/.test({row(2, 7)})"
+        )
+        words = browser.run(
+            "[...document.querySelectorAll('#incidents tr')].map((r) => r.cells[2].textContent)"
+        )
+        assert words == ["restarted", "died"]
+        assert browser.run("document.querySelectorAll('#log > div').length") >= 15
+        shot(browser, "dashboard-4")
+        assert {span["engine"] for span in mec.timeline().spans} == {0, 1, 2, 3}
+        for pending in running:
+            pending.abort(interrupt=True)
+
+
 @pytest.mark.parametrize("n", [4, 500])
 def test_any_number_of_engines_can_be_used(browser: Chromium, n: int) -> None:
     serving = subprocess.Popen(
@@ -244,7 +288,7 @@ def test_any_number_of_engines_can_be_used(browser: Chromium, n: int) -> None:
         browser.until(f"document.querySelectorAll('#table tbody tr').length === {n}")
         assert time.monotonic() - began < 20
         browser.until("document.querySelectorAll('#log > div').length >= 4")
-        shot(browser, f"dashboard-{n}")
+        shot(browser, "dashboard-500" if n == 500 else "made-up")
         assert browser.run("document.documentElement.scrollWidth") == 1280
         # Drawing all of it takes a part of the time between two changes.
         cost = browser.run(
