@@ -233,6 +233,10 @@ class ClientCore:
         else:
             self._bridge.submit(self._send_end, Cancel((id,), targets, reason))
 
+    def is_own(self, pending: PendingResult) -> bool:
+        """Whether this client sent it, and has not only asked for the results of another one."""
+        return pending.command_id.partition("-")[0] == self.client_id
+
     def detach(self, pendings: Sequence[PendingResult]) -> list[str]:
         """Have work go on without this client; see `detach_all`."""
         return detach_all(self, pendings)

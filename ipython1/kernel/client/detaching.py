@@ -192,7 +192,7 @@ def detach_all(core: ClientCore, pendings: Sequence[PendingResult]) -> list[str]
         Some of it was sent by another client.
     """
     core.check_usable()
-    foreign = [each.id for each in pendings if each.command_id.partition("-")[0] != core.client_id]
+    foreign = [each.id for each in pendings if not core.is_own(each)]
     if foreign:
         raise ValueError(f"{foreign[0]} was sent by another client, which alone can detach it.")
     future: Future[Any] = Future()

@@ -224,7 +224,7 @@ class TaskClient(TaskCalls):
             raise task._broken
         [slot] = task.targets
         source = task._arrivals.decode(slot)
-        own = task.command_id.partition("-")[0] == self._core.client_id
+        own = self._core.is_own(task)
         submitted = time.time() - (time.monotonic() - task._submitted) if own else 0.0
         return TaskResult(
             name,

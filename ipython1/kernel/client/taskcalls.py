@@ -252,7 +252,7 @@ class TaskCalls(ClientLife):
         pending = core.tasks.pending()
         if any(isinstance(each, Feeder) for each in pending):
             raise ValueError(NOT_DETACHED)
-        return core.detach([p for p in pending if p.command_id.partition("-")[0] == core.client_id])
+        return core.detach(list(filter(core.is_own, pending)))
 
 
 def _checked_chunksize(chunksize: Any) -> int:

@@ -148,8 +148,7 @@ class WholeClient(Calls):
             The ids, for `get_pending` in any session of the cluster.
         """
         core = self._core
-        own = [each for each in self.pending if each.command_id.partition("-")[0] == core.client_id]
-        return core.detach(own)
+        return core.detach(list(filter(core.is_own, self.pending)))
 
     def flush(self) -> None:
         """Forget all results that are outstanding; the work itself goes on."""
