@@ -30,25 +30,6 @@ BUSY = "import time; t = time.time() + 60\nwhile time.time() < t: pass"
 
 
 @pytest.fixture(scope="module")
-def cluster(ipython1_dir: Path) -> Iterator[Running]:
-    """A cluster of two engines."""
-    running = Running("start", "-n", "2", "--port", "0")
-    try:
-        running.banner()
-        yield running
-    finally:
-        ipcluster("stop")
-        running.process.communicate(timeout=60)
-
-
-@pytest.fixture
-def mec(cluster: Running) -> Iterator[client.MultiEngineClient]:
-    with client.MultiEngineClient() as mec:
-        mec.wait_for_engines(2)
-        yield mec
-
-
-@pytest.fixture(scope="module")
 def browser() -> Iterator[Chromium]:
     path = find()
     if path is None:

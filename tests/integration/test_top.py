@@ -25,25 +25,6 @@ pytestmark = pytest.mark.timeout(180)
 ENTER, LEAVE, CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 
 
-@pytest.fixture(scope="module")
-def cluster(ipython1_dir: Path) -> Iterator[Running]:
-    """A cluster of two engines."""
-    running = Running("start", "-n", "2", "--port", "0")
-    try:
-        running.banner()
-        yield running
-    finally:
-        ipcluster("stop")
-        running.process.communicate(timeout=60)
-
-
-@pytest.fixture
-def mec(cluster: Running) -> Iterator[client.MultiEngineClient]:
-    with client.MultiEngineClient() as mec:
-        mec.wait_for_engines(2)
-        yield mec
-
-
 class Terminal:
     """A program in a terminal of 130 columns and 24 lines."""
 
