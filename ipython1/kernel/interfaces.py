@@ -109,13 +109,13 @@ class IScheduler(Interface):
 
 
 class ILauncher(Interface):
-    """Starts the engines of a cluster somewhere."""
+    """Starts the engines of a cluster somewhere; `ipython1.launch.launcher.Launcher` is the base for it."""
 
     def start(n: int, furl: str):  # type: ignore[no-untyped-def]
-        """Start `n` engines that register at `furl`."""
+        """Start `n` engines that register at `furl`; again, after they ended."""
 
     def stop() -> None:
-        """End what `start` started; returns when it is gone."""
+        """End what `start` started; returns when it is gone. At once, where called a second time."""
 
     def poll() -> str | None:
-        """None while it runs, else in words how it ended."""
+        """None as long as there are engines or some can still come, else in words how they ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zope.interface import implementer
-
 import ipython1
 from ipython1.kernel.files import ClusterFiles
-from ipython1.kernel.interfaces import ILauncher
 from ipython1.kernel.processes import die_with_parent, exit_words, tail
+from ipython1.launch.launcher import Launcher
 from ipython1.launch.state import State, is_running
 
 #: Seconds that a process has to end in order before it is killed.
@@ -281,22 +280,17 @@ class RunningController:
         """It goes on."""
 
 
-@implementer(ILauncher)
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Engines on this host, under one nanny (`ipengine`).
 
     Parameters
     ----------
     files : ClusterFiles
         The cluster.
-    restart : bool
-        The nanny restarts engines that die.
-    stuck, stuck_after
-        What it does about engines that do not react, and after how many seconds; see `ipengine`.
     command : sequence of str, optional
         What to run instead of `ipengine`.
-    name : str
-        Stem of the file in the log folder that takes the nanny's stdout and stderr.
+    restart, stuck, stuck_after, name
+        See `Launcher`.
     """
 
     def __init__(
@@ -309,21 +303,24 @@ class LocalLauncher:
         command: Sequence[str] | None = None,
         name: str = "ipengine",
     ) -> None:
-        self._files = files
-        self._options = [] if restart else ["--no-restart"]
-        self._options += ["--stuck", stuck, "--stuck-after", f"{stuck_after:g}"]
+        super().__init__(files, restart=restart, stuck=stuck, stuck_after=stuck_after, name=name)
         self._command = list(command) if command else module_command("ipython1.scripts.ipengine")
-        self._name = name
         self._child: Child | None = None
         self._prepared = False
 
+    def plan(self, n: int) -> str:
+        """The command that `start` runs."""
+        return shlex.join(self._line(n))
+
     def prepare(self, n: int) -> None:
         """Start the nanny already while the FURL is not known: its imports take the longest."""
-        options = ["-n", str(n), "--furl-stdin", "--cluster", self._files.cluster]
-        options += self._options
         output = self._files.log / f"{self._name}.out"
-        self._child = Child([*self._command, *options], output, environment(), stdin=True)
+        self._child = Child(self._line(n), output, environment(), stdin=True)
         self._prepared = True
+
+    def _line(self, n: int) -> list[str]:
+        options = ["-n", str(n), "--furl-stdin", "--cluster", self._files.cluster]
+        return [*self._command, *options, *self._options]
 
     def start(self, n: int, furl: str) -> None:
         """Start `n` engines that register at `furl`."""
@@ -340,7 +337,7 @@ class LocalLauncher:
 
     def poll(self) -> str | None:
         """None while the nanny runs, else in words how it ended."""
-        return "not started" if self._child is None else self._child.poll()
+        return None if self._child is None else self._child.poll()
 
     def last_words(self) -> str:
         """The end of what the nanny wrote to stderr."""

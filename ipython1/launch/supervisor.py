@@ -27,9 +27,9 @@ from typing import Any, Protocol
 
 from ipython1.kernel.error import LaunchError
 from ipython1.kernel.files import ClusterFiles
-from ipython1.kernel.interfaces import ILauncher
 from ipython1.kernel.processes import exit_words
 from ipython1.kernel.wire.segments import sweep
+from ipython1.launch.launcher import Launcher
 from ipython1.launch.report import Report
 from ipython1.launch.signals import Signals
 from ipython1.launch.state import State, birth, remove_traces
@@ -93,9 +93,8 @@ class Supervisor:
         Number of engines.
     controller : IController
         Not started yet.
-    launcher : ILauncher
-        Not started yet. Where it has a method ``prepare(n)``, that is called at once, before the FURL
-        for its `start` is known.
+    launcher : Launcher
+        Not started yet.
     report : Report
         Hears what happens.
     restart : bool
@@ -122,7 +121,7 @@ class Supervisor:
         files: ClusterFiles,
         n: int,
         controller: IController,
-        launcher: ILauncher,
+        launcher: Launcher,
         report: Report,
         *,
         restart: bool = True,
@@ -157,6 +156,7 @@ class Supervisor:
         self._why = ""  # the controller's reason for not starting
         self._is_written = True  # the state file is up to date
         self._failed = 0
+        self._missing = 0  # engines that the launcher has given up
         self._shown: set[str] = set()
         self._budgets = {"controller": Budget(now), "engines": Budget(now)}
 
@@ -189,10 +189,8 @@ class Supervisor:
         """Start the controller and, at the same moment, what can be started of the engines."""
         self._write()
         self._controller.start()
-        prepare = getattr(self._launcher, "prepare", None)
-        if prepare is not None:
-            prepare(self.state.n)
-            self._has_engines = True
+        self._launcher.prepare(self.state.n)
+        self._has_engines = True
         self._note_pids()
 
     def look(self) -> None:
@@ -204,9 +202,8 @@ class Supervisor:
         ended = self._controller.poll()
         if ended is not None and self.outcome is None:
             self._controller_ended(ended)
-        ended = self._launcher.poll() if self._has_engines else None
-        if ended is not None and self.outcome is None:
-            self._engines_ended(ended)
+        if self._has_engines and self.outcome is None:
+            self._look_at_engines()
         if self._owner is not None and os.getppid() != self._owner:
             self._end(0)
         if self._script is not None and self._script.poll() is not None:
@@ -251,6 +248,16 @@ class Supervisor:
 
     # -- what happens ------------------------------------------------------------
 
+    def _look_at_engines(self) -> None:
+        ended = self._launcher.poll()
+        for text in self._launcher.news():
+            self._report.warn(text)
+        if ended is not None:
+            self._engines_ended(ended)
+        elif self._launcher.missing != self._missing:
+            self._missing = self._launcher.missing
+            self._count()
+
     def _heard(self, event: dict[str, Any]) -> None:
         what = event.get("event")
         if what == "listening":
@@ -292,8 +299,8 @@ class Supervisor:
             return
         if len(self.state.engines) >= self.state.n:
             self._ready()
-        elif len(self.state.engines) + self._failed >= self.state.n:
-            self._short("the others died")
+        elif len(self.state.engines) + self._failed + self._missing >= self.state.n:
+            self._short("the others died" if self._failed else "the others could not be started")
 
     def _short(self, why: str) -> None:
         if self.state.engines:
@@ -328,7 +335,7 @@ class Supervisor:
             self._note_pids()
 
     def _engines_ended(self, how: str) -> None:
-        words = getattr(self._launcher, "last_words", str)()
+        words = self._launcher.last_words()
         self._has_engines = False
         if not self.is_ready:
             self._show("the engines did not start", words)
@@ -353,7 +360,7 @@ class Supervisor:
 
     def _note_pids(self) -> None:
         self.state.controller = self._controller.pid
-        self.state.nanny = getattr(self._launcher, "pid", 0) if self._has_engines else 0
+        self.state.nanny = self._launcher.pid if self._has_engines else 0
         self._write()
 
     def _write(self) -> None:

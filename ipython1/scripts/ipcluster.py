@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -20,6 +20,7 @@ from ipython1.kernel.files import FURL_FILES, ClusterFiles
 from ipython1.kernel.processes import die_with_parent
 from ipython1.launch import state as states
 from ipython1.launch.daemon import daemonize
+from ipython1.launch.launcher import Launcher, make_launcher
 from ipython1.launch.local import (
     LocalController,
     LocalLauncher,
@@ -39,12 +40,10 @@ from ipython1.scripts.options import (
     cluster_option,
     daemonize_option,
     engines_options,
+    launcher_options,
     times_options,
 )
 from ipython1.scripts.status import connected
-
-if TYPE_CHECKING:
-    from ipython1.kernel.interfaces import ILauncher
 
 #: Seconds that a cluster has to stop before it is killed.
 STOP_GRACE = 30.0
@@ -75,8 +74,8 @@ def main() -> None:
 )
 @engines_options
 @cluster_option()
-@click.option("--engines", "where", default="local", metavar="LAUNCHER", help="What starts them.  [local]")
-@click.option("--ip", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
+@launcher_options
+@click.option("--ip", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1; remote engines: all]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [as last time, or 10105]")
 @click.option("--location", metavar="HOST[:PORT]", help="Where others find the controller.  [--ip]")
 @click.option("--dashboard/--no-dashboard", default=True, help="Serve a web page on this machine.  [yes]")
@@ -106,9 +105,11 @@ def main() -> None:
 @click.option("--ready-fd", type=int, hidden=True)
 def start(
     files: ClusterFiles,
-    n: int,
+    n: int | None,
     where: str,
-    ip: str,
+    dry_run: bool,
+    asked: dict[str, Any],
+    ip: str | None,
     port: int | None,
     location: str | None,
     dashboard: bool,
@@ -120,13 +121,17 @@ def start(
     restart: bool,
     stuck: str,
     stuck_after: float,
-    timeout: float,
+    timeout: float | None,
     temporary: bool,
     owner: int | None,
     ready_fd: int | None,
 ) -> None:
     """Start a cluster, and keep it running until Ctrl-C or `ipcluster stop`."""
-    make = find_launcher(where)
+    launcher = _launcher(where, files, {**asked, **_unusual(stuck=stuck, stuck_after=stuck_after)}, restart)
+    if dry_run:
+        click.echo(launcher.plan(n or launcher.count))
+        return
+    ip = ip or ("0.0.0.0" if launcher.is_remote else "127.0.0.1")
     options = ["--ip", ip, "--dashboard" if dashboard else "--no-dashboard"]
     options += ["--location", location] if location else []
     options += [] if detach_limit is None else ["--detach-limit", str(detach_limit)]
@@ -135,13 +140,13 @@ def start(
     with states.held(files):
         supervisor = Supervisor(
             files,
-            n,
+            n or launcher.count,
             LocalController(files, options, port=port),
-            make(files, restart=restart, **_unusual(stuck=stuck, stuck_after=stuck_after)),
+            launcher,
             Banner(files.cluster, states.option(files.cluster), daemonize),
             restart=restart,
             temporary=temporary,
-            timeout=timeout,
+            timeout=launcher.timeout if timeout is None else timeout,
             owner=owner,
             on_ready=on_ready,
         )
@@ -159,11 +164,11 @@ def start(
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
     files: ClusterFiles | None,
-    n: int,
+    n: int | None,
     restart: bool,
     stuck: str,
     stuck_after: float,
-    timeout: float,
+    timeout: float | None,
     script: str,
     arguments: Sequence[str],
 ) -> None:
@@ -181,52 +186,56 @@ def run(
         ends = partial(die_with_parent, os.getpid())
         return subprocess.Popen(command, env=environment(IPYTHON1_FURL=furl), preexec_fn=ends)
 
+    launcher = LocalLauncher(files, restart=restart, stuck=stuck, stuck_after=stuck_after)
     with states.held(files):
         supervisor = Supervisor(
             files,
-            n,
+            n or launcher.count,
             LocalController(files, ["--no-dashboard"], port=0 if temporary else None),
-            LocalLauncher(files, restart=restart, stuck=stuck, stuck_after=stuck_after),
+            launcher,
             Report(),
             restart=restart,
             temporary=temporary,
-            timeout=timeout,
+            timeout=launcher.timeout if timeout is None else timeout,
             script=start_script,
         )
         status = supervisor.run()
     sys.exit(status)
 
 
-@main.command(epilog="\b\nExample:  ipcluster engines -n 2")
+@main.command(epilog="\b\nExample:  ipcluster engines -n 8 --engines ssh --hosts node7")
 @engines_options
 @cluster_option()
+@launcher_options
 @daemonize_option
 def engines(
     files: ClusterFiles,
-    n: int,
+    n: int | None,
+    where: str,
+    dry_run: bool,
+    asked: dict[str, Any],
     restart: bool,
     stuck: str,
     stuck_after: float,
-    timeout: float,
+    timeout: float | None,
     daemonize: bool,
 ) -> None:
     """Start more engines for a running cluster, until Ctrl-C or its end."""
+    asked = {**asked, "name": f"ipengine-{os.getpid()}", **_unusual(stuck=stuck, stuck_after=stuck_after)}
+    launcher = _launcher(where, files, asked, restart)
+    if dry_run:
+        click.echo(launcher.plan(n or launcher.count))
+        return
     states.running(files)
     on_ready = _background(files) if daemonize else partial(_tell, None)
     supervisor = Supervisor(
         files,
-        n,
+        n or launcher.count,
         RunningController(files),
-        LocalLauncher(
-            files,
-            restart=restart,
-            stuck=stuck,
-            stuck_after=stuck_after,
-            name=f"ipengine-{os.getpid()}",
-        ),
+        launcher,
         EnginesReport(),
         restart=restart,
-        timeout=timeout,
+        timeout=launcher.timeout if timeout is None else timeout,
         on_ready=on_ready,
         keeps_state=False,
     )
@@ -241,18 +250,11 @@ class EnginesReport(Report):
         click.echo(f"engines      {engines_line(ids, state.n, seconds)}")
 
 
-def find_launcher(name: str) -> Callable[..., ILauncher]:
-    """What makes a launcher from `ClusterFiles` and options, by the name of its entry point."""
-    if name == "local":
-        return LocalLauncher
-    from importlib.metadata import entry_points
-
-    found = {entry.name: entry for entry in entry_points(group="ipython1.launchers")}
-    if name not in found:
-        names = ", ".join(sorted({"local", *found}))
-        raise click.UsageError(f"There is no launcher {name!r}. Installed are: {names}.")
-    factory: Callable[..., ILauncher] = found[name].load()
-    return factory
+def _launcher(where: str, files: ClusterFiles, asked: dict[str, Any], restart: bool) -> Launcher:
+    try:
+        return make_launcher(where, files, {"restart": restart, **asked})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _unusual(**given: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import click
 
 from ipython1.kernel.error import IPython1Error
 from ipython1.kernel.files import ClusterFiles
+from ipython1.launch.launcher import OPTIONS
 from ipython1.launch.state import DEFAULT, AlreadyRunning, NotRunning
 
 #: Exit statuses, beside 0 and click's 2 for wrong options.
@@ -73,9 +73,10 @@ def cluster_option(default: str | None = DEFAULT, what: str = "Name of the clust
 
 def engines_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options on engines that several commands have."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for option in (
-        click.option("--timeout", default=60.0, metavar="SECONDS", help="Time to start in.  [60]"),
+        click.option(
+            "--timeout", type=float, metavar="SECONDS", help="Time to start in.  [60; batch systems: any]"
+        ),
         click.option("--restart/--no-restart", default=True, help="Start again what dies.  [yes]"),
         click.option(
             "--stuck-after",
@@ -94,13 +95,40 @@ def engines_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "-n",
             "n",
             type=click.IntRange(1),
-            default=cpus,
             metavar="N",
             help="Number of engines.  [1 a CPU]",
         ),
     ):
         command = option(command)
     return command
+
+
+def launcher_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--engines`` and those of launchers; the command gets what was asked for as `asked`."""
+
+    @functools.wraps(command)
+    def with_launcher(**arguments: Any) -> Any:
+        given = {option.name: arguments.pop(option.name) for option in OPTIONS}
+        return command(asked={name: value for name, value in given.items() if value}, **arguments)
+
+    wrapped: Callable[..., Any] = with_launcher
+    for option in reversed(OPTIONS):
+        wrapped = click.option(
+            option.flag,
+            option.name,
+            type=option.kind if option.metavar else None,
+            is_flag=not option.metavar,
+            metavar=option.metavar or None,
+            multiple=option.multiple,
+            help=option.help,
+        )(wrapped)
+    dry_run = click.option("--dry-run", is_flag=True, help="Print what would start the engines, and end.")
+    where = click.option("--engines", "where", default="local", metavar="LAUNCHER", help=_LAUNCHERS)
+    wrapped = where(dry_run(wrapped))
+    return wrapped
+
+
+_LAUNCHERS = "What starts them: local, ssh, mpi, slurm, pbs, sge, lsf, htcondor.  [local]"
 
 
 def times_options(command: Callable[..., Any]) -> Callable[..., Any]:

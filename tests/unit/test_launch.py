@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -21,13 +20,13 @@ from twisted.internet.task import Clock
 from ipython1.kernel.files import ClusterFiles
 from ipython1.launch import runner, state
 from ipython1.launch.cluster import Cluster
+from ipython1.launch.launcher import Launcher, find_launcher, make_launcher
 from ipython1.launch.local import RunningController, environment
 from ipython1.launch.logs import KEPT, follow, log_lines, prune
 from ipython1.launch.report import Banner, Report, engines_line
 from ipython1.launch.state import AlreadyRunning, Lock, NotRunning, State
 from ipython1.launch.supervisor import DEATHS, PERIOD, Budget, Supervisor
 from ipython1.scripts import ipcluster, ipcontroller
-from ipython1.scripts.options import Failure
 from ipython1.scripts.status import completeness
 
 
@@ -208,14 +207,20 @@ class FakeController:
         self.calls.append("controller stopped")
 
 
-class FakeLauncher:
-    """A launcher that records, without a method ``prepare``."""
+class FakeLauncher(Launcher):
+    """A launcher that records, and has nothing to prepare."""
 
     pid = 78
+    missing = 0
 
     def __init__(self, calls: list[Any]) -> None:
         self.calls = calls
         self.ended: str | None = None
+        self.told: list[str] = []
+
+    def news(self) -> list[str]:
+        told, self.told = self.told, []
+        return told
 
     def start(self, n: int, furl: str) -> None:
         self.ended = None
@@ -722,36 +727,86 @@ def test_a_running_cluster_is_not_started_twice_nor_cleaned(ipython1_dir: Path) 
     assert invoke("list")[1] == "no clusters\n"
 
 
-def test_a_launcher_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+class Moon(Launcher):
+    """A launcher of another package."""
+
+    def __init__(
+        self, files: ClusterFiles, *, restart: bool, hosts: str = "", env: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(files, restart=restart)
+        if hosts == "mars":
+            raise ValueError("mars is not on the moon.")
+        self.asked = hosts, env
+
+    def plan(self, n: int) -> str:
+        return f"{n} rockets for {self.asked}"
+
+
+@pytest.fixture
+def moon(monkeypatch: pytest.MonkeyPatch) -> None:
     class Entry:
         name = "moon"
 
-        def load(self) -> str:
-            return "the moon's launcher"
+        def load(self) -> type[Launcher]:
+            return Moon
 
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Entry()])
-    assert ipcluster.find_launcher("moon") == "the moon's launcher"
-    with pytest.raises(click.UsageError, match="Installed are: local, moon"):
-        ipcluster.find_launcher("mars")
 
 
 @pytest.mark.parametrize(
-    ("options", "more"),
+    ("options", "status", "output"),
     [
-        ((), {}),
-        (("--stuck", "restart"), {"stuck": "restart"}),
-        (("--stuck-after", "2"), {"stuck_after": 2.0}),
+        (["-n", "2"], 0, "2 rockets for ('', ())\n"),
+        (["-n", "2", "--hosts", "a:2,b"], 0, "2 rockets for ('a:2,b', ())\n"),
+        (["-n", "1", "--env", "A=1", "--env", "B=2"], 0, "1 rockets for ('', ('A=1', 'B=2'))\n"),
+        (["--hosts", "mars"], 2, "mars is not on the moon."),
+        (["--walltime", "1:00"], 2, "--walltime is of no use with --engines moon."),
+        (["--stuck", "restart"], 2, "--stuck is of no use with --engines moon."),
+        (["--per-job", "2"], 2, "--per-job is of no use with --engines moon."),
     ],
 )
 def test_launchers_from_elsewhere_get_only_what_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], more: dict[str, object]
+    moon: None, options: list[str], status: int, output: str
 ) -> None:
-    def make(files: ClusterFiles, **named: object) -> None:
-        assert named == {"restart": True, **more}
-        raise Failure("enough seen", 77)
+    found = invoke("start", "--engines", "moon", "--dry-run", *options)
+    assert found[0] == status
+    assert output in found[1 if status == 0 else 2]
 
-    monkeypatch.setattr(ipcluster, "find_launcher", lambda name: make)
-    assert invoke("start", "--engines", "moon", *options)[0] == 77
+
+def test_a_launcher_that_is_not_there(moon: None) -> None:
+    with pytest.raises(ValueError, match=r"'mars'\. Installed are: local, moon"):
+        find_launcher("mars")
+    with pytest.raises(ValueError, match=r"--hosts is of no use with --engines local\."):
+        make_launcher("local", ClusterFiles(), {"hosts": "a"})
+
+
+def test_what_a_launcher_tells_is_shown(files: ClusterFiles) -> None:
+    house = House(files)
+    house.hear("listening", host="h", port=5)
+    house.launcher.told = ["job 17 waits: Resources"]
+    house.supervisor.look()
+    house.supervisor.look()
+    assert house.report.warnings == ["job 17 waits: Resources"]
+
+
+def test_engines_that_a_launcher_gives_up_are_not_waited_for(files: ClusterFiles) -> None:
+    house = House(files)
+    house.hear("listening", host="h", port=5)
+    house.hear("engines", ids=[0])
+    assert not house.supervisor.is_ready
+    house.launcher.missing = 1
+    house.supervisor.look()
+    assert house.supervisor.is_ready
+    assert house.calls[-1] == "ready: 1 of 2 ready in 0.0 s: 0"
+
+
+def test_none_of_the_engines_can_be_started(files: ClusterFiles) -> None:
+    house = House(files)
+    house.hear("listening", host="h", port=5)
+    house.launcher.missing = 2
+    house.supervisor.look()
+    assert house.supervisor.outcome == 1
+    assert "no engine came up (the others could not be started)" in house.report.warnings[-1]
 
 
 def test_our_processes_find_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
