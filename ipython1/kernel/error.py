@@ -49,6 +49,14 @@ class ConnectionFailed(IPython1Error, ConnectionError):
     """The controller at {address} cannot be reached: {reason}."""
 
 
+class Unreachable(ConnectionFailed):
+    """The controller cannot be reached from {host}. Tried were {reasons}."""
+
+
+class TunnelFailed(ConnectionFailed):
+    """There is no tunnel through {host}: {reason}."""
+
+
 class NoFURLFile(ConnectionFailed):
     """No running cluster is known here (looked for {paths}). Start one with:
     ipcluster -n 4"""
@@ -65,8 +73,8 @@ class NobodyListening(ConnectionFailed):
 
 
 class WrongController(ConnectionFailed):
-    """What listens at {address} is not the controller of this FURL: its
-    certificate differs. Take the FURL file of the cluster that runs now."""
+    """What listens at {address} is not the controller of this FURL: {reason}.
+    Take the FURL file of the cluster that runs now."""
 
 
 class NotAllowed(ConnectionFailed):

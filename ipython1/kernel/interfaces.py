@@ -41,6 +41,9 @@ class IDialer(Interface):
         `answer` is an encoded `Welcome` or `Refusal`; with a refusal the link is None.
         """
 
+    def trouble() -> list[tuple[str, str]]:
+        """Of the last dial, also while it goes on: each place, and why it was in vain so far."""
+
     def close():  # type: ignore[no-untyped-def]
         """Give up all resources; a Deferred that fires when that is done."""
 

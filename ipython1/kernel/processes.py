@@ -10,6 +10,10 @@ from pathlib import Path
 
 #: What nannies say of an engine that ended because it was told to, and for good.
 STOPPED = "stopped on request"
+#: The same, where the batch system would soon have ended it.
+TIME_OVER = "stopped, since its job's time was over"
+#: Ends that are nobody's fault.
+INTENDED = frozenset({STOPPED, TIME_OVER})
 
 #: ``PR_SET_PDEATHSIG`` of ``<sys/prctl.h>``.
 _PARENT_DEATH_SIGNAL = 1

@@ -35,6 +35,7 @@ from ipython1.kernel.interfaces import IDoor
 from ipython1.kernel.wire.connection import Connection
 from ipython1.kernel.wire.memory import MemoryDialer
 from ipython1.kernel.wire.records import Exited, Order, Record
+from ipython1.kernel.wire.shared import SharedMemory
 
 __all__ = ["InlineBridge", "MemoryCluster"]
 
@@ -79,7 +80,10 @@ class _Engine(Engine):
             "replaces": replaces,
         }
         shell = EngineShell(own_main=False)
-        super().__init__(cluster.clock, self.dialer, shell, identity, _nothing, _nothing, wait=False)
+        shared = cluster.shared_memory()
+        super().__init__(
+            cluster.clock, self.dialer, shell, identity, _nothing, _nothing, wait=False, shared=shared
+        )
         self.service.start()
 
 
@@ -242,6 +246,10 @@ class MemoryCluster:
     def start_engine(self, wanted: int = -1, replaces: dict[str, str] | None = None) -> None:
         """One more engine."""
         self.engines.append(_Engine(self, wanted, replaces or {}))
+
+    def shared_memory(self) -> SharedMemory | None:
+        """What the next engine shares with others of its host; None: all goes in chunks."""
+        return None
 
     def engine(self, id: int) -> _Engine:
         """The engine with this id."""

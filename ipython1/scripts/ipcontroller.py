@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,9 @@ PORT = 10105
 GRACE = 5.0
 #: The longest time that may be set, in seconds.
 DAY = 86400.0
+#: New objects at which Python looks for garbage. A broadcast to a thousand engines makes ten thousand for a
+#: moment: to look at them again and again would take a tenth of its time.
+GARBAGE = 20_000
 #: Bytes of a log file, and number of old ones kept.
 LOG_SIZE = 5_000_000
 LOGS_KEPT = 4
@@ -52,7 +56,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument
     add("--cluster", default="default", metavar="NAME", help="the name of the cluster [default]")
-    add("--ip", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on [127.0.0.1]")
+    add(
+        "--ip",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address or interface to listen on, 0.0.0.0 for all [127.0.0.1]",
+    )
     add("--port", type=int, help=f"the port, 0 for any free one [that of the last time, {PORT}, or any]")
     add("--location", metavar="HOST[:PORT]", help="where others find it, if that is not the address [--ip]")
     add("--dashboard", action=argparse.BooleanOptionalAction, default=True, help="serve a web page too [yes]")
@@ -100,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="MIB",
         help="how much work that has not ended the controller holds [1024]",
     )
+    add("--launcher-grows", action="store_true", help=argparse.SUPPRESS)
     add("--status-fd", type=int, metavar="FD", help="a file descriptor that takes JSON lines on what happens")
     return parse
 
@@ -196,7 +206,7 @@ def last_port(files: ClusterFiles) -> int | None:
         _, locations, _ = split_furl(files.furl("engine").read_text())
     except (OSError, BadFURL, UnicodeDecodeError):
         return None
-    return int(locations[0].rpartition(":")[2])
+    return int(locations[-1].rpartition(":")[2])  # where this host finds it: others may come by another
 
 
 class ControllerProcess:
@@ -252,6 +262,7 @@ class ControllerProcess:
                 queue_limit=self._options.queue_limit << 20,
                 detached=Folder(self._files.run / "detached", self._options.detach_limit * 1_000_000),
                 in_thread=deferToThread,
+                launcher_grows=self._options.launcher_grows,
             )
             self._closers.append(controller.stop)
             listener = await self._listen(controller)
@@ -421,6 +432,8 @@ def run(files: ClusterFiles, options: argparse.Namespace) -> int:
     reactor.callWhenRunning(lambda: ensureDeferred(process.start()).addErrback(process.failed))
     if options.status_fd is not None and sys.platform != "linux":
         watch_parent(reactor)
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(GARBAGE)
     reactor.run()
     lock.release()
     return process.exit_status

@@ -24,7 +24,7 @@ def render_metrics(overview: Overview, watchers: int) -> str:
 def _metrics(overview: Overview, watchers: int) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
     engines, counts, record = overview.engines(), overview.counts(), overview.controller.timeline
     totals, links = counts["totals"], counts["links"]["counts"]
-    states = ["ready", "away", "awaited", "restarting"]
+    states = ["ready", "leaving", "away", "awaited", "restarting"]
 
     def each(name: str) -> list[Sample]:
         return [({"engine": row["id"], "host": row["host"]}, row[name]) for row in engines]

@@ -141,17 +141,32 @@ def test_engines_register_and_stop_on_request(
     assert host.logs() == []
 
 
-def test_a_busy_engine_stops_in_time(start: Callable[..., Host], mec: client.MultiEngineClient) -> None:
+def test_a_busy_engine_stops_in_time(
+    start: Callable[..., Host], mec: client.MultiEngineClient, tmp_path: Path
+) -> None:
     host = start()
-    mec.execute("import time; t = time.sleep", block=True)
-    busy = [mec.execute("print('on'); t(1000)", targets=0, block=False)]
-    busy.append(mec.execute("print('on')\nwhile True: pass", targets=1, block=False))
+    mec.execute("import pathlib, time; t = time.sleep", block=True)
+    noted = [tmp_path / "0", tmp_path / "1"]
+    busy = [
+        mec.execute(
+            f"""print('on')
+try:
+    {code}
+except KeyboardInterrupt:
+    pathlib.Path({str(path)!r}).touch()
+    raise""",
+            targets=id,
+            block=False,
+        )
+        for id, (code, path) in enumerate(zip(["t(1000)", "while True: t(0)"], noted, strict=True))
+    ]
     until(lambda: all(pending.stdout == ["on\n"] for pending in busy))
     host.process.send_signal(signal.SIGINT)
     assert host.process.wait(PATIENCE) == 0
-    for pending in busy:  # interrupted, and not killed when the nanny's patience was at its end
-        with pytest.raises(client.CompositeError, match="KeyboardInterrupt"):
+    for pending in busy:
+        with pytest.raises(client.CompositeError, match=r"EngineDied: .* stopped on request"):
             pending.get_result(timeout=PATIENCE)
+    assert all(path.exists() for path in noted)  # nobody was killed when the nanny's patience was at its end
 
 
 def test_user_code_that_runs_at_exit(
@@ -179,6 +194,34 @@ def test_the_furl_comes_on_stdin(files: ClusterFiles, mec: client.MultiEngineCli
     finally:
         host.process.kill()
         host.process.wait()
+        until(lambda: not mec.get_ids())
+
+
+def test_a_word_on_stdin_ends_it_and_the_end_of_stdin_does_not(
+    files: ClusterFiles, mec: client.MultiEngineClient
+) -> None:
+    furl = files.furl("engine").read_bytes().strip() + b"\n"
+    told, left = (Host(files, mec, "--furl-stdin") for _ in range(2))
+    try:
+        for host in (told, left):
+            assert host.process.stdin is not None
+            host.process.stdin.write(furl)
+            host.process.stdin.flush()
+        left.process.stdin.close()
+        mec.wait_for_engines(2, timeout=PATIENCE)
+        family = told.family()
+        told.process.stdin.write(b"quit\n")
+        told.process.stdin.flush()
+        assert told.process.wait(PATIENCE) == 0
+        assert psutil.wait_procs(family, PATIENCE)[1] == []
+        assert left.process.poll() is None
+        assert "the link" not in left.output.read_text()
+        left.process.terminate()
+        assert left.process.wait(PATIENCE) == 0
+    finally:
+        for host in (told, left):
+            host.process.kill()
+            host.process.wait()
         until(lambda: not mec.get_ids())
 
 

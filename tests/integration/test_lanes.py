@@ -529,7 +529,7 @@ def test_strangers_on_the_lane_are_shown_out(world: World, said: bytes, warnings
 def test_a_ticket_is_good_once(world: World) -> None:
     world.wait(world.on_lanes)
     lanes = world.listener._lanes
-    peer = next(iter(world.controller._peers.values()))
+    peer = world.controller.peers[0]
     ticket = world.call(lanes.ticket, peer)
     with stranger(world) as first, stranger(world) as second:
         first.sendall(frame(ticket))
@@ -547,7 +547,7 @@ def test_a_ticket_is_good_once(world: World) -> None:
 def test_a_ticket_that_was_withdrawn_is_good_no_more(world: World) -> None:
     world.wait(world.on_lanes)
     lanes = world.listener._lanes
-    peer = next(iter(world.controller._peers.values()))
+    peer = world.controller.peers[0]
     early, late = world.call(lanes.ticket, peer), world.call(lanes.ticket, peer)
     with stranger(world) as thief:
         thief.sendall(frame(late))

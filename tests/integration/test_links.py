@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from ipython1.kernel.error import (
     LaunchError,
     NobodyListening,
     NotAllowed,
+    Unreachable,
     WireError,
     WrongController,
 )
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.interfaces import IDialer, IDoor, ILink, ILinkSink
-from ipython1.kernel.wire import sniffing, tubs
+from ipython1.kernel.wire import attempts, serving, sniffing, tubs
 from ipython1.kernel.wire.bounds import LINES
 from ipython1.kernel.wire.links import ARGUMENT_LIMIT, FoolscapDialer
 from ipython1.kernel.wire.serving import Listener, serve
@@ -347,7 +349,8 @@ def test_an_address_of_another_host(world: World) -> None:
 def test_location(world: World, location: str, expected: list[str]) -> None:
     listener = world.serve(location=location)
     expected = [text.format(port=listener.port) for text in expected]
-    assert tubs.split_furl(listener.furls["task"])[1] == expected
+    found = tubs.split_furl(listener.furls["task"])[1]
+    assert found == [*expected, f"127.0.0.1:{listener.port}"]  # this host finds it anyway
     assert listener.host == expected[0].rsplit(":", 1)[0]
 
 
@@ -358,11 +361,39 @@ def test_bad_locations(world: World, location: str) -> None:
     assert not world.files.folder.exists()
 
 
-def test_listening_everywhere_can_be_dialled(world: World) -> None:
+def test_listening_everywhere_can_be_dialled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"eth0": ["10.0.0.5", "fd00::5"], "lo": ["127.0.0.1"], "docker0": ["172.17.0.1"]}
+    monkeypatch.setattr(serving, "interfaces", lambda: table)
     listener = world.serve(ip="0.0.0.0")
-    locations = tubs.split_furl(listener.furls["task"])[1]
-    assert f"127.0.0.1:{listener.port}" in locations
-    assert not any(location.startswith("0.0.0.0") for location in locations)
+    found = tubs.split_furl(listener.furls["task"])[1]
+    assert found == [f"{host}:{listener.port}" for host in ("10.0.0.5", "172.17.0.1", "127.0.0.1")]
+    assert listener.host == "10.0.0.5"
+
+
+def test_the_name_of_an_interface(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "interfaces", lambda: {"ib0": ["fd00::5", "127.0.0.1"]})
+    listener = world.serve(ip="ib0")
+    assert tubs.split_furl(listener.furls["task"])[1] == [f"127.0.0.1:{listener.port}"]
+    with pytest.raises(LaunchError, match=r"cannot listen on ib7.*with --ip"):
+        world.serve(ip="ib7")
+
+
+@pytest.mark.parametrize("stagger", [0.0, attempts.STAGGER])
+def test_all_places_lead_to_the_controller(
+    world: World, stagger: float, monkeypatch: pytest.MonkeyPatch, logged_errors: LoggedErrors
+) -> None:
+    monkeypatch.setattr(attempts, "STAGGER", stagger)
+    listener = world.serve(ip="0.0.0.0", location=",".join(f"127.0.0.{i}" for i in range(2, 8)))
+    for _ in range(10):
+        dialer = world.dialer(listener.furls["engine"])
+        _, link, sink = world.dial(dialer)
+        theirs, their_sink = world.doors["engine"].came.get(timeout=PATIENCE)
+        world.call(link.send, b"there")
+        assert their_sink.next() == b"there"
+        world.call(theirs.send, b"back")
+        assert sink.next() == b"back"
+        world.call(dialer.close)
+    assert world.doors["engine"].came.empty()
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
@@ -430,6 +461,50 @@ def test_one_good_location_is_enough(world: World) -> None:
         dead = server.getsockname()[1]
     furl = listener.furls["task"].replace("@", f"@tcp:127.0.0.1:{dead},")
     assert world.dial(world.dialer(furl))[0] == b"welcome to task"
+
+
+def test_each_place_is_named_with_what_failed_there(world: World) -> None:
+    with stranger(until_closed) as silent, socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = server.getsockname()[1]
+        server.close()
+        places = f"tcp:127.0.0.1:{refusing},tcp:nowhere.invalid:7,tcp:127.0.0.1:{silent}"
+        furl = furl_to(1).replace("tcp:127.0.0.1:1", places)
+        dialer = world.dialer(furl, timeout=1.5)
+        with pytest.raises(Unreachable) as caught:
+            world.dial(dialer)
+    assert dict(caught.value.attempts) == {
+        f"127.0.0.1:{refusing}": "connection refused",
+        "nowhere.invalid:7": "no host of that name is known here",
+        f"127.0.0.1:{silent}": "no answer within 1.5 s",
+    }
+    assert f"from {socket.gethostname()}. Tried were 127.0.0.1:{refusing}: connection refused; " in str(
+        caught.value
+    )
+    assert dialer.trouble()[0] == (f"127.0.0.1:{refusing}", "connection refused")
+
+
+def test_a_place_that_swallows_all_delays_nobody_and_ends_with_the_dialer(world: World) -> None:
+    with stranger(until_closed) as silent:
+        listener = world.serve()
+        furl = listener.furls["task"].replace("@", f"@tcp:127.0.0.1:{silent},")
+        began = time.monotonic()
+        dialer = world.dialer(furl)
+        assert world.dial(dialer)[0] == b"welcome to task"
+        assert time.monotonic() - began < 3.0
+        assert dialer.address == f"127.0.0.1:{listener.port}"
+        world.call(dialer.close)
+
+
+def test_somebody_else_at_a_later_place_decides_nothing(world: World) -> None:
+    other = world.serve()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = server.getsockname()[1]
+    furl = furl_to(refusing).replace("/b", f",tcp:127.0.0.1:{other.port}/b", 1)
+    with pytest.raises(Unreachable, match=r"connection refused; .* its certificate differs"):
+        world.dial(world.dialer(furl))
+    turned = furl_to(other.port).replace("/b", f",tcp:127.0.0.1:{refusing}/b", 1)
+    with pytest.raises(WrongController, match=f"127.0.0.1:{other.port} is not the controller"):
+        world.dial(world.dialer(turned))
 
 
 def test_a_name_that_no_host_has(world: World) -> None:

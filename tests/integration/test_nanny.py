@@ -89,6 +89,25 @@ def test_messages_go_both_ways_and_all_are_heard_before_the_end(zygote: Zygote) 
     assert [message["number"] for message in heard.said] == list(range(500))
 
 
+def test_a_watched_file_is_heard_and_is_closed_in_children(zygote: Zygote) -> None:
+    near, far = socket.socketpair()
+    got: list[bytes] = []
+    zygote.watch(near, lambda: got.append(near.recv(10)))
+
+    def main(_end: socket.socket) -> int:
+        return 7 if near.fileno() == -1 else 1
+
+    _child, heard = fork(zygote, main)
+    run(zygote, lambda: heard.status is not None)
+    assert heard.status == 7
+    far.send(b"word")
+    run(zygote, lambda: bool(got))
+    zygote.unwatch(near)
+    assert got == [b"word"]
+    near.close()
+    far.close()
+
+
 def test_a_child_that_reads_nothing_does_not_block_its_parent(zygote: Zygote) -> None:
     child, heard = fork(zygote, wait_for_signal)
     run(zygote, lambda: bool(heard.said))

@@ -40,6 +40,9 @@ class FakeController:
         self._sink = sink
         return succeed((encode(Welcome(__version__, True, len(self.records), pack({}))), self))
 
+    def trouble(self) -> list[tuple[str, str]]:
+        return [] if self.there else [(self.address, "it is off")]
+
     def close(self) -> Deferred[None]:
         return succeed(None)
 
@@ -183,10 +186,23 @@ def test_a_controller_that_never_was_there() -> None:
     house = House()
     house.controller.there = False
     house.agent.start()
-    house.settle(9)
+    house.settle(3)
     assert house.told == []
+    house.settle(6)
+    lines = ["controller at h:1 not reachable from here: it is off", "it is tried for 6 s more"]
+    assert house.told == [{"trouble": lines}]
     house.settle(2)
-    assert [list(message) for message in house.told] == [["lost"]]
+    assert [list(message) for message in house.told] == [["trouble"], ["lost"]]
+
+
+def test_a_controller_that_comes_late_is_told_of_only_if_it_is_very_late() -> None:
+    house = House()
+    house.controller.there = False
+    house.agent.start()
+    house.settle(2)
+    house.controller.there = True
+    house.settle(30)
+    assert house.told == []
 
 
 def test_what_was_told_arrives_before_the_end(house: House) -> None:

@@ -20,6 +20,7 @@ from ipython1.kernel.wire.records import (
     Result,
     Work,
 )
+from ipython1.kernel.wire.session import PEER_ACK_DELAY
 
 from . import test_controller
 from .test_controller import Peer, World, ok, submit
@@ -77,7 +78,7 @@ def test_a_stopped_client_is_told_to_ask(world: World) -> None:
     assert LIMIT <= held(world, client).session.outbox_bytes < LIMIT + 2000
     assert other.hear(Result) == [ok("c2-1", 0)]  # the others are not held up
     stopped.go_on()
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     events = client.hear(Event)
     assert 8 < len(events) < 12
     [later] = client.hear(Result)
@@ -106,7 +107,7 @@ def test_debts_are_told_a_few_at_a_time(world: World) -> None:
     world.turn()
     assert len(held(world, client).arrears) == 20
     stopped.go_on()
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     later = [result.id for result in client.hear(Result) if result.status == "later"]
     assert later == ids[10:15]
     client.connection.send(submit("c1-new", 0))
@@ -116,7 +117,7 @@ def test_debts_are_told_a_few_at_a_time(world: World) -> None:
     for id in later:
         client.connection.send(Fetch(id, (0,)))
         engine.connection.send(ok(id, 0, (b"x" * 1000,)))
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     assert [r.id for r in client.hear(Result) if r.status == "later"] == ids[10:20]
     world.turn(arrears.ASK_TIME + 1)  # it has no use for these
     assert [r.id for r in client.hear(Result) if r.status == "later"] == ids[10:25]
@@ -136,7 +137,7 @@ def test_an_engine_that_dies_ends_what_was_left_with_it(world: World) -> None:
     assert registered is not None
     world.controller.router.engine_died(registered, "killed", "")
     stopped.go_on()
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     assert [(result.id, result.status) for result in client.hear(Result)] == [
         ("c1-1", "ok"),
         ("c1-2", "error"),
@@ -179,7 +180,7 @@ def test_outcomes_of_tasks_are_asked_for(world: World) -> None:
         end(index)
     world.turn()
     stopped.go_on()
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     ends = [end for record in client.hear(Outcomes) for end in record.items]
     assert [(index, status) for index, _, status, *_ in ends] == [(0, "ok"), (1, "ok"), (2, "later")]
     client.connection.send(Work("c1-1", ((2, 1, ()),)))
@@ -202,7 +203,7 @@ def test_of_engine_tables_only_the_last_counts(world: World) -> None:
         world.engine(f"b{i}")
         world.turn()
     stopped.go_on()
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     assert len(client.hear(Engines)) == before + 1
     assert client.hear(Engines)[-1].table.count(b"uuid") == 21
 
@@ -223,7 +224,7 @@ def test_a_blob_waits_until_its_receiver_has_caught_up(world: World) -> None:
     assert held(world, client).session.outbox_bytes < LIMIT + 5000
     assert engine.hear(Grant)[-1] == Grant(name, -1)  # and its place is free for blobs of others
     stopped.go_on()
-    world.turn()
+    world.turn(2 * PEER_ACK_DELAY)
     assert engine.hear(Grant)[-1] == Grant(name, 0)
     assert other.hear(Chunk) == []
 

@@ -9,10 +9,12 @@ import pytest
 from twisted.internet.defer import fail
 from twisted.internet.task import Clock
 
+from ipython1.kernel.client.enginetable import EngineTable
 from ipython1.kernel.controller import facets
 from ipython1.kernel.controller.lifecycle import ENGINE_GRACE, LAST_WORDS, RESTART_GRACE
-from ipython1.kernel.controller.questions import LABEL_SHOWN, START_TIME
+from ipython1.kernel.controller.questions import LABEL_SHOWN
 from ipython1.kernel.controller.queue import HAND
+from ipython1.kernel.controller.scaling import START_TIME
 from ipython1.kernel.controller.service import (
     CLIENT_GRACE,
     RETURN_GRACE,
@@ -144,17 +146,27 @@ def ask(client: Peer, world: World, what: str, **body: Any) -> Any:
 # -- arrivals ----------------------------------------------------------------------
 
 
+def known(client: Peer) -> EngineTable:
+    """What a client knows of the engines."""
+    table = EngineTable()
+    table.first(client.welcomes[-1][0])
+    for record in client.hear(Engines):
+        table.take(unpack_map(record.table))
+    return table
+
+
 def test_ids_are_the_lowest_free_and_clients_hear_of_them(world: World) -> None:
     client = world.client()
     engines = [world.engine(uuid) for uuid in "abc"]
     assert [engine.welcomes[0][0]["id"] for engine in engines] == [0, 1, 2]
-    table = unpack_map(client.hear(Engines)[-1].table)
-    assert [row["id"] for row in table["engines"]] == [0, 1, 2]
+    assert [row["id"] for row in known(client).engines] == [0, 1, 2]
     assert world.notices[-1] == {"event": "engines", "ids": [0, 1, 2]}
     nanny = world.nanny()
     nanny.connection.send(Exited("b", "exit status 1", "", False))
     world.turn(LAST_WORDS + 0.1)
+    assert [row["id"] for row in known(client).engines] == [0, 2]
     assert world.engine("d").welcomes[0][0]["id"] == 1
+    assert [row["uuid"] for row in known(client).engines] == ["a", "d", "c"]
     assert world.engine("e", wanted=7).welcomes[0][0]["id"] == 7
     assert world.engine("f", wanted=0).welcomes[0][0]["id"] == 3
 
@@ -672,7 +684,7 @@ def test_engines_that_are_leaving_do_not_count(world: World) -> None:
         world.engine(uuid)
     ask(client, world, "scale", n=1)
     ask(client, world, "scale", n=1)
-    assert nanny.hear(Order) == [Order("stop", "b", 0), Order("stop", "c", 0)]
+    assert nanny.hear(Order) == [Order("stop", "c", 0), Order("stop", "b", 0)]
     ask(client, world, "scale", n=2)
     assert started(nanny) == 1
 
@@ -860,7 +872,7 @@ def test_a_hello_is_checked_before_anything_is_done(world: World, changed: dict[
     assert [type(error) for error in engine.errors] == [NotAllowed]
     assert not ask(client, world, "status")
     assert world.controller is not None
-    assert len(world.controller._peers) == 1
+    assert len(world.controller.peers) == 1
 
 
 def test_a_view_cannot_make_up_engines(world: World) -> None:
@@ -1031,7 +1043,7 @@ def test_nannies_that_are_gone_are_forgotten(world: World) -> None:
     world.nanny().vanish()
     world.turn(CLIENT_GRACE + 1)
     assert world.controller is not None
-    assert not world.controller._peers
+    assert not world.controller.peers
 
 
 def test_a_fetch_through_a_view_is_refused_with_an_answer(world: World) -> None:

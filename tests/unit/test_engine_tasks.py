@@ -557,6 +557,40 @@ def test_commands_and_tasks_stand_in_one_queue(played: Played) -> None:
     assert played.ns["order"] == [0, 1, 2, 3, 4, 5]
 
 
+# -- an engine that is to end -------------------------------------------------------
+
+
+def test_what_the_end_of_an_engine_interrupts_is_not_told(played: Played) -> None:
+    def f(x: int) -> int:
+        if x == 1:
+            leave()  # type: ignore[name-defined]  # noqa: F821
+            raise KeyboardInterrupt
+        return x
+
+    played.ns["leave"] = played.engine.service.leave
+    assert values(played.run(batch(f), work(item(0, 0), item(1, 1)))) == {0: 0}
+
+
+def test_nor_a_chunk_that_it_was_in(played: Played) -> None:
+    def f(x: int) -> int:
+        if x == 1:
+            leave()  # type: ignore[name-defined]  # noqa: F821
+            raise KeyboardInterrupt
+        return x
+
+    played.ns["leave"] = played.engine.service.leave
+    rows = [Row((), plain(dumps(((x,), {})))) for x in (0, 1, 2)]  # type: ignore[arg-type]
+    chunk = Batch("c-1", "chunk", "", 0.0, b"", b"", plain(dumps_call(f)))
+    assert played.run(chunk, work((0, 0, plain(join_rows(rows))))) == []
+
+
+@pytest.mark.parametrize(("source", "told"), [("leave()", ["ok"]), ("leave(); raise KeyboardInterrupt", [])])
+def test_nor_a_command(played: Played, source: str, told: list[str]) -> None:
+    played.ns["leave"] = played.engine.service.leave
+    played.run(Submit("c-1", (0,), "execute", "", -1, 0.0, pack({}), (source.encode(),)))
+    assert [record.status for record in played.heard if isinstance(record, Result)] == told
+
+
 # -- blobs -------------------------------------------------------------------------
 
 

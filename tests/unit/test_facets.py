@@ -33,12 +33,14 @@ from ipython1.kernel.wire.records import (
     Hello,
     Input,
     Interrupt,
+    Leaving,
     Order,
     Outcomes,
     Record,
     Refusal,
     Result,
     Seek,
+    Share,
     Submit,
     Taken,
     Usage,
@@ -66,7 +68,7 @@ CELLS: dict[Record, str] = {
     Cancel((), (0,), "QueueCleared"): "multiengine",
     Interrupt((0,), ""): "multiengine",
     Input((0,), "c-1", 1, "line", "x"): "multiengine",
-    Fetch("c-1", (0,)): "multiengine",
+    Fetch("c-1", (0,)): "multiengine engine",
     Forget(("c-1",), (0,)): "multiengine",
     Departed("c"): "",
     Detach("c-9", 0, (), ()): "multiengine task",
@@ -80,11 +82,13 @@ CELLS: dict[Record, str] = {
     Event("c-1", 0, 0, "stdout", "x", ()): "engine",
     Chunk("c-1/0", 0, b"x"): "multiengine task engine",
     Grant("c-1/0", 0): "multiengine task engine",
+    Share("c-1/0", ""): "engine",
     Engines(pack({"engines": [], "failures": []})): "",
     Ask("q", "task_status", b"\x80"): "multiengine task view",
     Answer("q", True, b"\xc0"): "",
     Exited("e", "killed", "", False): "nanny",
     Usage(b"\x80"): "nanny",
+    Leaving(20.0): "nanny",
     Order("quit", "", 0): "",
 }
 #: Each question, and who may ask it.
@@ -94,6 +98,7 @@ QUESTIONS = {
     "task_status": "multiengine task view",
     "timeline": "multiengine view",
     "links": "multiengine view",
+    "load": "multiengine view",
     "clear_queue": "multiengine",
     "signal": "multiengine",
     "restart": "multiengine",
@@ -157,7 +162,7 @@ def test_each_furl_lets_in_only_its_kinds(world: TaskWorld, furl: str, kind: str
     assert world.controller is not None
     made = peer(world, kind, furl)
     made.connection._on_lost = errors.append
-    sessions = [each.kind for each in world.controller._peers.values() if each.key == "c"]
+    sessions = [each.kind for each in world.controller.peers if each.key == "c"]
     assert sessions == ([kind] if kind in FURLS[furl].split() else [])
     assert bool(made.welcomes) == (kind in FURLS[furl].split())
 
@@ -196,7 +201,7 @@ def test_each_kind_asks_only_its_questions(
 def test_a_refusal_is_logged_but_not_for_ever(world: TaskWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     view = peer(world, "view")
     assert world.controller is not None
-    (session,) = [each.session for each in world.controller._peers.values() if each.key == "c"]
+    (session,) = [each.session for each in world.controller.peers if each.key == "c"]
     lines: list[str] = []
     monkeypatch.setattr(session.complaints._log, "warn", lambda text, **facts: lines.append(text))
     view.send(*[Cancel((), (0,), "QueueCleared")] * 500)
@@ -399,7 +404,7 @@ def test_a_stolen_session_id_is_of_no_use_to_others(
 def test_nobody_resumes_at_what_was_never_sent(world: TaskWorld, received: int) -> None:
     owner = world.client("c1")
     id = owner.connection._session.id
-    last = world.controller._peers[id].session._last  # type: ignore[union-attr]
+    last = world.controller._peers.get(id).session._last  # type: ignore[union-attr]
     number = min(last + received, 2**64 - 1)
     assert isinstance(knock(world, "task", "task", id, "f" * 32, {"client": "c1"}, number), Refusal)
     world.engine("e")
@@ -446,7 +451,7 @@ def test_session_ids_have_a_length(world: TaskWorld, fresh: str) -> None:
 def test_the_map_of_a_client_is_checked(world: TaskWorld, detail: Any) -> None:
     assert isinstance(knock(world, "task", "task", "", "f" * 32, detail), Refusal)
     assert world.controller is not None
-    assert "f" * 32 not in world.controller._peers
+    assert world.controller._peers.get("f" * 32) is None
 
 
 # -- absurd values in records that are well formed ------------------------------------------------

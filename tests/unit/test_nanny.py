@@ -121,7 +121,7 @@ def test_engines_have_identities_of_their_own(nanny: Nanny, zygote: FakeZygote, 
     assert first.facts == {"uuid": name, "host": "here", "nanny": nanny.uuid, "wanted": -1, "replaces": {}}
     assert first.log == tmp_path / f"engine-{name}.log"
     facts = {"uuid": nanny.uuid, "host": "here", "pid": 99, "engines": {}, "exited": [], "stuck": {}}
-    assert zygote.agents[0].facts == {**facts, "folder": str(tmp_path)}
+    assert zygote.agents[0].facts == {**facts, "folder": str(tmp_path), "leaving": 0.0}
     assert zygote.agents[0].told("engines")[-1] == {
         child.facts["uuid"]: child.pid for child in zygote.engines
     }
@@ -406,6 +406,15 @@ def test_quit_without_an_agent(nanny: Nanny, zygote: FakeZygote) -> None:
         child.ended(0)
     assert nanny.status == ENDED
     assert len(zygote.agents) == 1
+
+
+def test_why_the_controller_is_not_found_is_shown_line_by_line(
+    nanny: Nanny, zygote: FakeZygote, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ["controller at a:1 not reachable from b: 100 %s lost", "more"]
+    zygote.agents[0].heard({"trouble": lines})
+    assert [record.getMessage() for record in caplog.records][-2:] == lines
+    assert nanny.status is None
 
 
 def test_the_loss_of_the_controller_ends_all(

@@ -60,7 +60,7 @@ def engine(shared):
 
 def test_all_operations_are_there():
     expected = (
-        "execute run push push_function pull pull_function delete has keys reset apply get_result "
+        "execute run push push_function pull pull_function give delete has keys reset apply get_result "
         "set_properties get_properties has_properties del_properties clear_properties complete debug"
     )
     assert set(expected.split()) == OPERATIONS

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from twisted.internet.task import Clock
 
 from ipython1.kernel.wire.arena import Arena
+from ipython1.kernel.wire.arriving import Arriving
 from ipython1.kernel.wire.blobs import ChunkStore, gather_parts
+from ipython1.kernel.wire.drafts import Draft
 from ipython1.kernel.wire.records import BlobRef, Chunk, Grant, Record
 from ipython1.kernel.wire.segments import user_folder
 from ipython1.kernel.wire.shared import SharedMemory
@@ -103,7 +106,7 @@ def test_what_was_released_is_found_no_more_and_lives_on_where_it_was_taken(shar
     ],
 )
 def test_a_place_that_is_none_is_refused(shared: SharedMemory, place: str) -> None:
-    assert shared.take(place.format(host=shared._host), 10) is None
+    assert shared.take(place.format(host=shared.host), 10) is None
 
 
 def test_idle_memory_is_given_back_and_closing_leaves_no_timer(shared: SharedMemory) -> None:
@@ -132,3 +135,103 @@ def test_without_room_it_goes_in_chunks() -> None:
     assert [bytes(part) for part in ends.got[0]] == [LARGE]
     assert len(notes) == 1
     full.close()
+
+
+# -- what arrives bit by bit -------------------------------------------------------------
+
+
+def test_a_draft_is_seen_by_others_when_it_is_published(shared: SharedMemory) -> None:
+    draft = shared.draft(len(LARGE))
+    assert draft is not None
+    for offset in range(0, len(LARGE), 100_000):
+        draft.write(offset, LARGE[offset : offset + 100_000])
+    assert draft.read(1000) == LARGE[:1000]
+    published = shared.publish(draft)
+    assert published is not None
+    place, own = published
+    theirs = SharedMemory(Arena()).take(place, len(LARGE))
+    assert bytes(own) == bytes(theirs or b"") == LARGE
+    own[0] ^= 1
+    assert theirs is not None
+    assert theirs[0] == LARGE[0]
+    shared.release(place)
+    assert shared.take(place, 10) is None
+
+
+def test_a_draft_that_is_discarded_gives_its_memory_back(shared: SharedMemory) -> None:
+    draft = shared.draft(1_000_000)
+    assert draft is not None
+    draft.write(0, LARGE)
+    assert shared._arena.held >= 1_000_000
+    draft.discard()
+    assert not shared._arena.held
+    assert shared.draft(0) is None
+    shared.close()
+    assert shared.draft(10) is None
+
+
+def test_memory_that_is_used_again_for_less_holds_only_that(shared: SharedMemory) -> None:
+    for size in (len(LARGE), len(LARGE) - 100_000):
+        draft = shared.draft(size)
+        assert draft is not None
+        draft.write(0, LARGE[:size])
+        published = shared.publish(draft)
+        assert published is not None
+        assert bytes(published[1]) == LARGE[:size]
+        shared.release(published[0])
+        del published
+        shared.trim(0.0)
+
+
+class Lost:
+    """Fails at what a draft does, from some moment on."""
+
+    def __init__(self, draft: Draft, *failing: str) -> None:
+        for name in ("write", "read", "publish", "discard"):
+            setattr(self, name, getattr(draft, name))
+        for name in failing:
+            setattr(self, name, self._fail)
+
+    def _fail(self, *args: object) -> bytes:
+        raise OSError(2, "No such file or directory")
+
+
+@pytest.mark.parametrize("failing", [("write",), ("write", "read")])
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+def test_without_room_it_goes_on_in_memory_of_its_own(
+    shared: SharedMemory, failing: tuple[str, ...], chunks: int
+) -> None:
+    arriving = Arriving(5)
+    for i in range(chunks):
+        arriving.add(b"%d" % i)
+    assert arriving.share(shared)
+    assert arriving.share(shared)
+    assert arriving.add(b"%d" % chunks)
+    assert arriving._draft is not None
+    arriving._draft = Lost(arriving._draft, *failing)  # type: ignore[assignment]
+    assert not arriving.add(b"%d" % (chunks + 1))
+    assert arriving.have == (0 if "read" in failing else chunks + 2)
+    for i in range(arriving.have, 5):
+        assert arriving.add(b"%d" % i)
+    assert arriving.finish(shared) == ("", b"01234")
+    assert not shared._arena.held
+
+
+def test_it_begins_anew_where_its_folder_is_lost(shared: SharedMemory) -> None:
+    arriving = Arriving(3)
+    assert arriving.share(shared)
+    arriving.add(b"abc")
+    shutil.rmtree(shared._arena._home)  # type: ignore[arg-type]
+    assert arriving.finish(shared) is None
+    assert arriving.have == 0
+    arriving.add(b"abc")
+    assert arriving.finish(shared) == ("", b"abc")
+
+
+def test_what_cannot_be_shared_at_all_is_as_before(shared: SharedMemory) -> None:
+    arriving = Arriving(3)
+    assert not arriving.share(None)
+    shared.close()
+    assert not arriving.share(shared)
+    arriving.add(b"abc")
+    assert arriving.finish(None) == ("", b"abc")

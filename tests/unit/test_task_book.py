@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ipython1.kernel.controller.batches import DEATHS_LIMIT
-from ipython1.kernel.controller.dependencies import ENDS_KEPT
+from ipython1.kernel.controller.dependencies import ENDS_KEPT, Ended
 from ipython1.kernel.controller.hands import AHEAD_MOST
 from ipython1.kernel.controller.scheduler import FIFO, LIFO, Random, Weighted
 from ipython1.kernel.controller.service import CLIENT_GRACE, RETURN_GRACE
@@ -566,8 +566,9 @@ def test_an_engine_that_is_idle_gets_what_another_one_has_unblocked(world: TaskW
 def test_ends_of_tasks_are_remembered_within_bounds(world: TaskWorld) -> None:
     dependencies = world.book._dependencies
     for i in range(ENDS_KEPT + 10):
-        dependencies.remember(("c1-1", i), (True, 0))
+        dependencies.remember(("c1-1", i), Ended(True, 0))
     assert len(dependencies._ends) == ENDS_KEPT
+    assert sum(map(len, dependencies._at.values())) == ENDS_KEPT
 
 
 # -- not wanted any more ----------------------------------------------------------------------
@@ -897,7 +898,7 @@ def test_attempts_go_on_where_the_client_says(world: TaskWorld) -> None:
 def lose_session(world: TaskWorld, client: TaskUser) -> None:
     """The controller knows the client no longer when it comes back."""
     assert world.controller is not None
-    [peer] = [peer for peer in world.controller._peers.values() if peer.key == client.detail["client"]]
+    [peer] = [peer for peer in world.controller.peers if peer.key == client.detail["client"]]
     before = len(client.welcomes)
     world.controller._overflow(peer)
     client.dialer.cut()

@@ -238,7 +238,7 @@ class Model:
         elif what == "cut engine":
             cluster.engines[args[0]].dialer.cut()
         elif what == "forget client" and cluster.controller is not None:
-            for peer in list(cluster.controller._peers.values()):
+            for peer in cluster.controller.peers:
                 if peer.key == self.core.client_id:
                     cluster.controller._overflow(peer)
             self.core._dialer.cut()

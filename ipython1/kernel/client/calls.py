@@ -116,10 +116,12 @@ class Calls(abc.ABC):
         label: str = "",
         timeout: float | None = None,
         attended: bool = False,
+        giver: int = -1,
     ) -> Any:
         """One command made of `submits`; its result, or the `PendingResult`.
 
         `attended`: the caller waits at once with `wait_for`, and answers questions.
+        `giver`: see `ClientCore.submit`.
         """
         wait = self._blocks(block)
         seconds = _checked_timeout(timeout)
@@ -136,6 +138,7 @@ class Calls(abc.ABC):
             short_label(label or method),
             seconds,
             owner.stop_on_error,
+            giver,
         )
         return wait_for(self._core, pending) if wait else pending
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from ipython1.kernel.error import BadFURL, NoFURLFile
+from ipython1.kernel.error import BadFURL, NoFURLFile, WouldBlockReactor
 from ipython1.kernel.files import ClusterFiles, known_clusters
 
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 FURL_VARIABLE = "IPYTHON1_FURL"
 DEFAULT_CLUSTER = "default"
 
-#: What names a controller: a FURL, the path of a FURL file, or (host, port).
+#: What names a controller: a FURL, the path of a FURL file, (host, port), or ssh://host/cluster.
 FURLSpec = Union[str, "os.PathLike[str]", tuple[str, int], None]
 
 _SCHEME = "pb://"
+_SSH = "ssh://"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -62,6 +63,8 @@ def _from_text(text: str) -> str:
     text = text.strip()
     if text.startswith(_SCHEME):
         return _checked(text)
+    if text.startswith(_SSH):
+        raise BadFURL("A cluster on another host, as in ssh://host/cluster, is for clients only.", furl=text)
     path = Path(text).expanduser()
     looks_like_path = text.endswith(".furl") or os.sep in text
     if not text or not (looks_like_path or path.exists()):
@@ -135,7 +138,9 @@ def _host_and_port(location: str) -> tuple[str, str]:
     return rest.removeprefix("tcp:").strip("[]"), port
 
 
-def _open(furl: FURLSpec, cluster: str, timeout: float, kind: str = "multiengine") -> ClientCore:
+def _open(
+    furl: FURLSpec, cluster: str, timeout: float, kind: str = "multiengine", ssh: str | None = None
+) -> ClientCore:
     """A core that is connected.
 
     Raises
@@ -148,12 +153,24 @@ def _open(furl: FURLSpec, cluster: str, timeout: float, kind: str = "multiengine
     from ipython1.kernel.wire.arena import Arena
     from ipython1.kernel.wire.links import FoolscapDialer
     from ipython1.kernel.wire.shared import SharedMemory
+    from ipython1.kernel.wire.tubs import split_furl
+    from ipython1.kernel.wire.tunnels import Tunnel, fetch_furl, parse_gateway, parse_place
 
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
-    found = find_furl(furl, kind=kind, cluster=cluster)
+    if furl is None and cluster == DEFAULT_CLUSTER:
+        furl = os.environ.get(FURL_VARIABLE) or None
+    place = parse_place(furl) if isinstance(furl, str) and furl.strip().startswith(_SSH) else None
+    gateway = parse_gateway(ssh) if ssh is not None else place.gateway if place is not None else None
+    if gateway is not None and get_bridge().in_reactor_thread():
+        raise WouldBlockReactor()
+    if place is None:
+        found = find_furl(furl, kind=kind, cluster=cluster)
+    else:
+        found = _checked(fetch_furl(place, kind, cluster, timeout))
+    tunnel = Tunnel(gateway, split_furl(found)[1]).open(timeout) if gateway is not None else None
     bridge = get_bridge()
-    dialer = FoolscapDialer(found, connect_timeout=timeout)
+    dialer = FoolscapDialer(found, connect_timeout=timeout, tunnel=tunnel)
     core = ClientCore(bridge.reactor, bridge, dialer, kind, SharedMemory(Arena()))
     opened = core.open()
     try:

@@ -182,10 +182,12 @@ class ClientCore:
         label: str,
         timeout: float = 0.0,
         stop_on_error: bool = False,
+        giver: int = -1,
     ) -> None:
         """Send a command, as one record a distinct payload; everything is copied.
 
-        Returns at once, unless very much is outstanding.
+        Returns at once, unless very much is outstanding. With a `giver` the
+        payload is what that engine gives when it is asked with `args`.
         """
         self.check_usable()
         id = pending.command_id
@@ -195,11 +197,18 @@ class ClientCore:
         stop = self.epoch if stop_on_error else -1
         records: list[bytes] = []
         held: dict[str, memoryview] = {}
+        source = self.new_id() if giver >= 0 else ""
+        if source:
+            records.append(encode(Submit(source, (giver,), "give", label, stop, 0.0, packed, (), gives=True)))
+            packed = pack({})
         try:
             for number, (targets, parts) in enumerate(submits):
                 split, blobs = self._blobs.split(parts, f"{id}/s{number}", INLINE_LIMIT)
                 held.update(blobs)
-                records.append(encode(Submit(id, targets, op, label, stop, timeout, packed, split)))
+                submit = Submit(
+                    id, targets, op, label, stop, timeout, packed, split, source=source, giver=giver
+                )
+                records.append(encode(submit))
             out = Outstanding(pending, tuple(records), left=len(pending.targets), blobs=held or None)
             self._room.take(_size(out))
             self.check_usable()

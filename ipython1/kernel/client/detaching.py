@@ -189,12 +189,15 @@ def detach_all(core: ClientCore, pendings: Sequence[PendingResult]) -> list[str]
     DetachFailed
         The controller cannot keep it.
     ValueError
-        Some of it was sent by another client.
+        Some of it was sent by another client, or cannot be detached.
     """
     core.check_usable()
     foreign = [each.id for each in pendings if not core.is_own(each)]
     if foreign:
         raise ValueError(f"{foreign[0]} was sent by another client, which alone can detach it.")
+    transfers = [each.id for each in pendings if each.method == "transfer"]
+    if transfers:
+        raise ValueError(f"{transfers[0]} is a transfer, which cannot be detached. Wait for it.")
     future: Future[Any] = Future()
     core.tasks.call(core.detaching.detach, core.new_id(), pendings, future)
     core.wait(future, None)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+#: Engines that died for good, remembered; the controller tells of no more.
+FAILURES_KEPT = 10
+
 
 class EngineTable:
     """The table as last heard, and who wants to know of changes.
@@ -13,9 +16,9 @@ class EngineTable:
     """
 
     def __init__(self) -> None:
-        #: One map an engine, sorted by id.
+        #: One map an engine, sorted by id. Many commands hold on to it: it is replaced, never changed.
         self.engines: tuple[dict[str, Any], ...] = ()
-        self._failures: list[tuple[int, str, str]] = []
+        self._failures: tuple[tuple[int, str, str], ...] = ()
         self._before = 0
         self._listeners: list[Callable[[], None]] = []
 
@@ -43,9 +46,18 @@ class EngineTable:
         self._before = 0
 
     def take(self, table: Mapping[str, Any]) -> None:
-        """There is a newer table."""
-        self.engines = tuple(table["engines"])
-        self._failures = list(table["failures"])
+        """There is a newer table, or what has changed in it."""
+        if "engines" in table:
+            self.engines = tuple(table["engines"])
+            self._failures = tuple(table["failures"])
+        else:
+            rows = {row["id"]: row for row in (*self.engines, *table["changed"])}
+            for id in table["gone"]:
+                rows.pop(id, None)
+            self.engines = tuple(rows[id] for id in sorted(rows))
+            known = {failure[0] for failure in self._failures}
+            new = tuple(failure for failure in table["failures"] if failure[0] not in known)
+            self._failures = (self._failures + new)[-FAILURES_KEPT:]
         self.tell()
 
     def tell(self) -> None:

@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ipython1.kernel.wire.records import BlobRef, Forget, Record, Result, Targets
+from ipython1.kernel.wire.records import BlobRef, Forget, Record, Result
 
-#: Results may be told as received together: after so many seconds, or so many of them.
-FORGET_DELAY = 0.1
+#: Results may be told as received together: after so many seconds, or so many of them. So soon that the
+#: controller has not acknowledged them yet, and need not do so by itself.
+FORGET_DELAY = 0.01
 FORGET_COUNT = 200
 #: Of these records, the last ones: they may be lost with a controller.
 FORGETS_KEPT = 50
@@ -31,7 +32,7 @@ class Forgetting:
         self._clock = clock
         self._client_id = client_id
         self._send = send
-        self._planned: dict[Targets, list[str]] = {}
+        self._planned: dict[int, list[str]] = {}  # by engine
         self._sent: deque[Forget] = deque(maxlen=FORGETS_KEPT)
         self._call: Any = None
 
@@ -39,7 +40,7 @@ class Forgetting:
         """`result` is here: say so soon, and where it is large now."""
         if result.id.partition("-")[0] != self._client_id:
             return
-        ids = self._planned.setdefault((result.engine,), [])
+        ids = self._planned.setdefault(result.engine, [])
         ids.append(result.id)
         if BlobRef in map(type, result.parts) or len(ids) >= FORGET_COUNT:
             self.flush()
@@ -52,8 +53,11 @@ class Forgetting:
             self._call.cancel()
         self._call = None
         planned, self._planned = self._planned, {}
-        for targets, ids in planned.items():
-            forget = Forget(tuple(ids), targets)
+        together: dict[tuple[str, ...], list[int]] = {}  # a broadcast is the same ids of very many
+        for engine, ids in planned.items():
+            together.setdefault(tuple(ids), []).append(engine)
+        for of, targets in together.items():
+            forget = Forget(of, tuple(targets))
             self._sent.append(forget)
             self._send(forget)
 

@@ -64,7 +64,7 @@ class Outstanding:
         uuids = {engine["id"]: engine["uuid"] for engine in self.engines or ()}
         for raw in self.submits:
             submit = decode_as(Submit, raw)
-            targets = tuple(filter(self.pending.awaits, submit.targets))
+            targets = submit.targets if submit.gives else tuple(filter(self.pending.awaits, submit.targets))
             if targets:
                 again = () if self.engines is None else tuple(uuids.get(target, "") for target in targets)
                 yield replace(submit, targets=targets, again=again, detached=self.detached)

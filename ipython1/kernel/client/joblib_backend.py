@@ -33,8 +33,8 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):
     Parameters
     ----------
     client : TaskClient, optional
-        Else one is made, for `furl` and `cluster`.
-    furl, cluster
+        Else one is made, for `furl`, `cluster` and `ssh`.
+    furl, cluster, ssh
         As for `TaskClient`.
     """
 
@@ -42,10 +42,15 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):
     default_n_jobs = -1
 
     def __init__(
-        self, client: TaskClient | None = None, furl: Any = None, cluster: str = "default", **options: Any
+        self,
+        client: TaskClient | None = None,
+        furl: Any = None,
+        cluster: str = "default",
+        ssh: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.client = TaskClient(furl, cluster=cluster) if client is None else client
+        self.client = TaskClient(furl, cluster=cluster, ssh=ssh) if client is None else client
         self._outstanding: set[TaskFuture] = set()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ipython1.kernel.client import dask
 from ipython1.kernel.client.asking import InputHandler
 from ipython1.kernel.client.benchmark import Benchmark, run_benchmark
 from ipython1.kernel.client.calls import Calls
@@ -12,10 +13,13 @@ from ipython1.kernel.client.completions import QuickAnswers
 from ipython1.kernel.client.connect import DEFAULT_CLUSTER, FURLSpec, _open
 from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.status import Status
+from ipython1.kernel.client.targets import TargetSpec
 from ipython1.kernel.client.timeline import Timeline, fetch_timeline
 from ipython1.kernel.client.views import TargetView
 
 if TYPE_CHECKING:
+    import distributed
+
     from ipython1.kernel.client.core import ClientCore
     from ipython1.kernel.client.task import TaskClient
 
@@ -27,12 +31,16 @@ class MultiEngineClient(ClientLife, TargetView):
     ----------
     furl : str, path or (host, port), optional
         A FURL, the path of a FURL file, or the address of a cluster whose FURL
-        file is known here. Nothing: the variable ``IPYTHON1_FURL``, else the
-        FURL file of `cluster`.
+        file is known here. ``ssh://[user@]host[:port]/[cluster]`` is a cluster
+        on another host, which is reached through ssh. Nothing: the variable
+        ``IPYTHON1_FURL``, else the FURL file of `cluster`.
     cluster : str
         Name of the cluster.
     timeout : float
         Seconds to wait for the controller.
+    ssh : str, optional
+        ``[user@]host[:port]`` of a host to go through with ssh, where only that
+        one can reach the controller.
 
     Attributes
     ----------
@@ -63,10 +71,15 @@ class MultiEngineClient(ClientLife, TargetView):
     input_handler: InputHandler | None
 
     def __init__(
-        self, furl: FURLSpec = None, *, cluster: str = DEFAULT_CLUSTER, timeout: float = 10.0
+        self,
+        furl: FURLSpec = None,
+        *,
+        cluster: str = DEFAULT_CLUSTER,
+        timeout: float = 10.0,
+        ssh: str | None = None,
     ) -> None:
-        self._attach(_open(furl, cluster, timeout))
-        self._where: tuple[FURLSpec, str, float] = furl, cluster, timeout
+        self._attach(_open(furl, cluster, timeout, ssh=ssh))
+        self._where: tuple[FURLSpec, str, float, str | None] = furl, cluster, timeout, ssh
 
     def _attach(self, core: ClientCore) -> None:
         super()._attach(core)
@@ -75,6 +88,7 @@ class MultiEngineClient(ClientLife, TargetView):
         self.quick_answers = QuickAnswers()
         self._stop_on_error = False
         self._failures_told: list[str] = []
+        self._dask: dict[str, Any] = {}  # clients of Dask clusters, by the address of the scheduler
 
     def _owner(self) -> MultiEngineClient:
         return self
@@ -118,12 +132,53 @@ class MultiEngineClient(ClientLife, TargetView):
         """A `TaskClient` of the same cluster, with a connection of its own."""
         from ipython1.kernel.client.task import TaskClient
 
-        furl, cluster, timeout = self._where
-        return TaskClient(furl, cluster=cluster, timeout=timeout)
+        furl, cluster, timeout, ssh = self._where
+        return TaskClient(furl, cluster=cluster, timeout=timeout, ssh=ssh)
 
     def register_joblib_backend(self, name: str = "ipython1") -> None:
         """Let joblib use this client; see `TaskClient.register_joblib_backend`."""
         self.task_client().register_joblib_backend(name)
+
+    def become_dask(
+        self, targets: TargetSpec | None = None, *, dashboard: bool = False, **options: Any
+    ) -> distributed.Client:
+        """Make engines workers of a Dask cluster; they go on as engines, too.
+
+        Engines that are workers already stay, and the others join them. The scheduler is a child
+        process of the first target.
+
+        Parameters
+        ----------
+        targets
+            As in every call.
+        dashboard : bool
+            Whether a new scheduler serves Dask's dashboard, which knows no passwords, on the
+            loopback address of its host.
+        **options
+            For `distributed.Worker`; one thread each, where ``nthreads`` is not given.
+
+        Returns
+        -------
+        distributed.Client
+
+        Raises
+        ------
+        ImportError, CompositeError
+            The package ``distributed`` is missing, here or there, or a worker did not start.
+        LaunchError
+            The scheduler cannot be reached from here.
+        """
+        return dask.become_dask(self, targets, dashboard, options)
+
+    def stop_dask(self, targets: TargetSpec | None = None) -> None:
+        """End what `become_dask` began: workers, and the scheduler with its engine; close its client.
+
+        Parameters
+        ----------
+        targets
+            As in every call.
+        """
+        dask.stop_dask(self, targets)
 
     # -- how fast it is ---------------------------------------------------------------
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from ipython1.kernel.client import partition
 from ipython1.kernel.client.calls import Calls
-from ipython1.kernel.client.targets import TargetSpec
-from ipython1.kernel.error import SerializationError
+from ipython1.kernel.client.targets import TargetSpec, resolve_targets
 from ipython1.kernel.wire import objects
 
 
@@ -39,7 +38,7 @@ class NamespaceCalls(Calls):
         """
         label = _label("push", _names_of(ns, "push"))
         chosen = self._chosen(targets)
-        return self._send("push", "push", {}, [(chosen, _dump_values(ns))], block, _nothing, label)
+        return self._send("push", "push", {}, [(chosen, objects.dumps_values(ns))], block, _nothing, label)
 
     def pull(
         self, keys: str | Iterable[str], targets: TargetSpec | None = None, block: bool | None = None
@@ -132,8 +131,57 @@ class NamespaceCalls(Calls):
                 )
         chosen = self._chosen(targets)
         return self._send(
-            "push_function", "push_function", {}, [(chosen, _dump_values(ns))], block, _nothing, label
+            "push_function", "push_function", {}, [(chosen, objects.dumps_values(ns))], block, _nothing, label
         )
+
+    def transfer(
+        self,
+        keys: str | Iterable[str],
+        source: int,
+        targets: TargetSpec | None = None,
+        name: str | Iterable[str] | None = None,
+        block: bool | None = None,
+    ) -> Any:
+        """Send variables from one engine to others; their values do not come here.
+
+        Parameters
+        ----------
+        keys : str or sequence of str
+            One name, or several.
+        source : int
+            The engine that has them.
+        targets : int, slice, sequence of int or 'all', optional
+            The engines that get them. Of these `source` is left out where
+            `name` is not given.
+        name : str or sequence of str, optional
+            What they are called there, if not the same.
+
+        Returns
+        -------
+        list of None
+
+        Raises
+        ------
+        CompositeError
+            Of ``NameError`` where a name is missing on `source`, of
+            ``SerializationError`` where a value cannot be sent.
+        """
+        names = _names(keys)
+        new = [_settable(each) for each in _names(keys if name is None else name)]
+        if len(new) != len(names):
+            raise ValueError(f"{len(names)} variables cannot have {len(new)} names: give a name for each.")
+        givers = resolve_targets(source, self._all_ids())
+        if len(givers) > 1:
+            raise ValueError(f"source is one engine, not {source!r}.")
+        giver = givers[0]
+        chosen = self._chosen(targets)
+        if name is None:
+            chosen = tuple(target for target in chosen if target != giver)
+        if not chosen:
+            raise ValueError(f"engine {giver} has it already. Give other targets, or a name.")
+        label = _label("transfer", names)
+        args = {"keys": names, "names": new}
+        return self._send("transfer", "push", args, [(chosen, ())], block, _nothing, label, giver=giver)
 
     def keys(self, targets: TargetSpec | None = None, block: bool | None = None) -> Any:
         """The user's names: a list of str a target."""
@@ -186,7 +234,7 @@ class NamespaceCalls(Calls):
         parts = partition.split(seq, len(chosen), dist)
         if flatten:
             parts = [partition.flatten(part) for part in parts]
-        dumped = [_dump_values({name: part}) for part in parts]
+        dumped = [objects.dumps_values({name: part}) for part in parts]
         submits = [((target,), part) for target, part in zip(chosen, dumped, strict=True)]
         return self._send("scatter", "push", {}, submits, block, _nothing, f"scatter {name}")
 
@@ -256,13 +304,3 @@ def _names_of(ns: Mapping[str, Any], method: str) -> list[str]:
 
 def _label(op: str, names: Sequence[str]) -> str:
     return f"{op} {', '.join(names)}"
-
-
-def _dump_values(ns: Mapping[str, Any]) -> list[Any]:
-    """The values as parts; an error names the one that can't be sent."""
-    try:
-        return objects.dumps(dict(ns), "the namespace", own=1)
-    except SerializationError:
-        for name, value in ns.items():
-            objects.dumps(value, f"the value of {name!r}")
-        raise

@@ -36,7 +36,11 @@ def resolve_targets(targets: TargetSpec, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids)
     if isinstance(targets, int):
         return (_engine(targets, ids),)
-    chosen = tuple(ids[targets]) if isinstance(targets, slice) else tuple(_engine(t, ids) for t in targets)
+    if isinstance(targets, slice):
+        chosen = tuple(ids[targets])
+    else:
+        known = frozenset(ids)
+        chosen = tuple(target if target in known else _engine(target, ids) for target in targets)
     if not chosen:
         raise InvalidEngineID(
             f"These targets select no engine: {targets!r}. The engines are: {_listed(ids)}.",

@@ -53,12 +53,16 @@ class TaskClient(TaskCalls):
     ----------
     furl : str, path or (host, port), optional
         A FURL, the path of a FURL file, or the address of a cluster whose FURL
-        file is known here. Nothing: the variable ``IPYTHON1_FURL``, else the
-        FURL file of `cluster`.
+        file is known here. ``ssh://[user@]host[:port]/[cluster]`` is a cluster
+        on another host, which is reached through ssh. Nothing: the variable
+        ``IPYTHON1_FURL``, else the FURL file of `cluster`.
     cluster : str
         Name of the cluster.
     timeout : float
         Seconds to wait for the controller.
+    ssh : str, optional
+        ``[user@]host[:port]`` of a host to go through with ssh, where only that
+        one can reach the controller.
 
     Raises
     ------
@@ -75,9 +79,14 @@ class TaskClient(TaskCalls):
     """
 
     def __init__(
-        self, furl: FURLSpec = None, *, cluster: str = DEFAULT_CLUSTER, timeout: float = 10.0
+        self,
+        furl: FURLSpec = None,
+        *,
+        cluster: str = DEFAULT_CLUSTER,
+        timeout: float = 10.0,
+        ssh: str | None = None,
     ) -> None:
-        self._attach(_open(furl, cluster, timeout, "task"))
+        self._attach(_open(furl, cluster, timeout, "task", ssh))
 
     def _attach(self, core: ClientCore) -> None:
         super()._attach(core)

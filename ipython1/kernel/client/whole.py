@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from ipython1.kernel.client.calls import Calls
@@ -37,14 +37,16 @@ class WholeClient(Calls):
             There are fewer after `timeout`.
         """
         n = _count(n)
-        if len(self._all_ids()) >= n:
+        self._core.check_usable()
+        if _staying(self._core.engines()) >= n:
             return
         with Bar("wait_for_engines", n) as bar:
 
             def enough(table: Any) -> bool:
-                bar.show(min(n, len(table)), f"{len(table)} of {n} engines")
+                found = _staying(table)
+                bar.show(min(n, found), f"{found} of {n} engines")
                 self._check_failures()
-                return len(table) >= n
+                return found >= n
 
             if not self._until(enough, timeout):
                 found = len(self._core.engines())
@@ -58,16 +60,41 @@ class WholeClient(Calls):
         if failures and failures != told:
             raise LaunchError(what="An engine", reason=failures[-1])
 
-    def scale(self, n: int) -> None:
-        """Order the cluster to have `n` engines; `wait_for_engines` waits for new ones.
+    def scale(self, n: int, *, wait: bool = False, timeout: float | None = 60.0) -> None:
+        """Order the cluster to have `n` engines.
 
-        The engines with the highest ids go first.
+        Of more than that, those go that have the least to do; of several, those with the highest ids.
+        What they have then fails with `EngineDied`, but tasks run elsewhere.
+
+        Parameters
+        ----------
+        n : int
+        wait : bool
+            Return when there are `n`. `wait_for_engines` waits for new ones later.
+        timeout : float or None
+            Seconds to wait; None: for ever.
+
+        Raises
+        ------
+        LaunchError
+            Nothing is there that could start or stop them.
+        TimeoutError
+            There are more or fewer after `timeout`.
         """
         self._core.check_usable()
         self._owner()._failures_told = self._core.table.start_failures  # later waits are about later engines
         future = self._core.ask("scale", n=_count(n))
         self._core.wait(future, None)
         future.result()
+        if wait:
+            end = None if timeout is None else time.monotonic() + timeout
+            self.wait_for_engines(n, timeout)
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not self._until(lambda table: len(table) <= n, left):
+                raise TimeoutError(
+                    f"There still are {len(self._core.engines())} engines after {timeout:g} s, not {n}. "
+                    "Look with: mec.status()"
+                )
 
     # -- results that are outstanding -------------------------------------------------
 
@@ -162,6 +189,11 @@ def _count(n: Any) -> int:
     if isinstance(n, bool) or not isinstance(n, SupportsIndex) or operator.index(n) < 0:
         raise ValueError(f"a number of engines is 0 or more, not {n!r}.")
     return operator.index(n)
+
+
+def _staying(table: Sequence[Mapping[str, Any]]) -> int:
+    """How many engines of a table were not told to stop."""
+    return sum(row["state"] != "leaving" for row in table)
 
 
 def _as_results(values: list[Any]) -> list[Any]:

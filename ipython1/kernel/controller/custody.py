@@ -185,7 +185,10 @@ class Custody:
             self._ended(record.batch, [Ended(index, True, GONE) for index in indexes])
 
     def _fetch(self, client: Peer, record: Fetch, raw: bytes) -> None:
-        """A client asks for results, which no engine may know."""
+        """A client asks for results, which no engine may know; or an engine for its part of one."""
+        if client.kind == "engine":
+            self._router.fetch_source(client, record, raw)
+            return
         left = self._answer(client, record.id, record.targets)
         if left == record.targets:
             self._router.fetch(client, record, raw)

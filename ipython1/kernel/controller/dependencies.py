@@ -58,14 +58,17 @@ class Dependencies:
         self._returning = returning
         self._engines = engines
         self._ends: OrderedDict[TaskKey, Ended] = OrderedDict()
+        self._at: dict[int, set[TaskKey]] = {}  # the same, by engine: many may die at once
         self._waiting: dict[TaskKey, dict[str, _Wait]] = {}
         self._left: dict[str, int] = {}  # of each batch that waits: how many tasks it waits for
 
     def remember(self, key: TaskKey, end: Ended) -> None:
         """The outcome of a task leaves the controller."""
+        self._drop_at(key, self._ends.get(key))
         self._ends[key] = end
+        self._at.setdefault(end.engine, set()).add(key)
         if len(self._ends) > ENDS_KEPT:
-            self._ends.popitem(last=False)
+            self._drop_at(*self._ends.popitem(last=False))
 
     def judge(self, batch: Batch) -> str:
         """Set `batch.blocked` and `batch.allowed` by what is known now; why it can never run, or ''."""
@@ -111,9 +114,8 @@ class Dependencies:
 
     def engine_died(self, engine: int) -> None:
         """What tasks have left in an engine is gone."""
-        for key, end in self._ends.items():
-            if end.engine == engine:
-                self._ends[key] = Ended(end.ok, GONE)
+        for key in self._at.pop(engine, ()):
+            self._ends[key] = Ended(self._ends[key].ok, GONE)
 
     @property
     def any_waiting(self) -> bool:
@@ -143,6 +145,12 @@ class Dependencies:
         """A batch is over: it waits for nothing."""
         if batch.blocked:
             self._forget(batch)
+
+    def _drop_at(self, key: TaskKey, end: Ended | None) -> None:
+        keys = self._at.get(end.engine, set()) if end is not None else set()
+        keys.discard(key)
+        if end is not None and not keys:
+            self._at.pop(end.engine, None)
 
     def _forget(self, batch: Batch) -> None:
         if self._left.pop(batch.id, None) is None:

@@ -43,12 +43,15 @@ class Dispatcher:
         self._ready = 0
         self._handed = 0
         self._rebalance_call: Any = None
+        self._look = False  # once more, when that is due
+        self._dispatch_call: Any = None
 
     def stop(self) -> None:
-        """End the timer."""
-        if self._rebalance_call is not None:
-            self._rebalance_call.cancel()
-            self._rebalance_call = None
+        """End the timers."""
+        for call in (self._rebalance_call, self._dispatch_call):
+            if call is not None:
+                call.cancel()
+        self._rebalance_call = self._dispatch_call = None
 
     # -- engines ------------------------------------------------------------------------
 
@@ -136,6 +139,15 @@ class Dispatcher:
         if engine is None or not len(self._hands.get(engine, ())):
             self.rebalance()
 
+    def dispatch_soon(self) -> None:
+        """Hand over to all what there is room for; once, where many engines die in a turn of the reactor."""
+        if self._dispatch_call is None:
+            self._dispatch_call = self._clock.callLater(0, self._dispatch_due)
+
+    def _dispatch_due(self) -> None:
+        self._dispatch_call = None
+        self.dispatch()
+
     def _free(self) -> list[int]:
         return [engine.id for engine in self._registry if not len(engine.queue) and self._is_ready(engine)]
 
@@ -147,7 +159,7 @@ class Dispatcher:
         return [engine.id for engine in busy if not len(self._hands[engine.id])]
 
     def _is_ready(self, engine: Engine) -> bool:
-        return engine.state == "ready" and engine.id in self._hands
+        return engine.state == "ready" and engine.id in self._hands and not engine.leaving
 
     def _feed(self, id: int, most: int | None = None) -> bool:
         """Hand tasks of one batch to an engine. Whether there may be room for more."""
@@ -176,7 +188,10 @@ class Dispatcher:
 
     def rebalance(self) -> None:
         """Where an engine has nothing to do, call back tasks that wait behind others."""
-        if not self._handed or self._rebalance_call is not None:
+        if not self._handed:
+            return
+        if self._rebalance_call is not None:  # it looks at all engines: not for each that has nothing to do
+            self._look = True
             return
         idle = [id for id in self._free() if not len(self._hands[id])]
         if not idle:
@@ -192,16 +207,26 @@ class Dispatcher:
                 for batch, index in hand.spare(now)
                 if any(batch.could_run(other, index) for other in idle)
             ]
-            hand.recall(spare)
-            by_batch: dict[str, list[int]] = {}
-            for batch, index in spare:
-                by_batch.setdefault(batch.id, []).append(index)
-            for batch_id, indexes in by_batch.items():
-                self.send(id, encode(Withdraw(batch_id, tuple(indexes), "recall")))
+            self._recall(id, spare)
         # The first task of a hand may turn out to be a long one.
-        if busy:
-            self._rebalance_call = self._clock.callLater(REBALANCE_DELAY, self._look_again)
+        self._look = bool(busy)
+        self._rebalance_call = self._clock.callLater(REBALANCE_DELAY, self._look_again)
+
+    def call_back(self, engine: int) -> None:
+        """Call back all that an engine has not started."""
+        hand = self._hands.get(engine)
+        if hand is not None:
+            self._recall(engine, hand.unstarted())
+
+    def _recall(self, engine: int, tasks: list[tuple[Batch, int]]) -> None:
+        self._hands[engine].recall(tasks)
+        by_batch: dict[str, list[int]] = {}
+        for batch, index in tasks:
+            by_batch.setdefault(batch.id, []).append(index)
+        for id, indexes in by_batch.items():
+            self.send(engine, encode(Withdraw(id, tuple(indexes), "recall")))
 
     def _look_again(self) -> None:
         self._rebalance_call = None
-        self.rebalance()
+        if self._look:
+            self.rebalance()

@@ -27,7 +27,7 @@ ADMITTED: Mapping[str, frozenset[str]] = {
     "engine": frozenset({"engine", "nanny"}),
 }
 
-_LOOK = frozenset({"status", "queue_status", "task_status", "timeline", "links"})
+_LOOK = frozenset({"status", "queue_status", "task_status", "timeline", "links", "load"})
 
 #: Kind of peer -> the records it may send.
 RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
@@ -59,8 +59,18 @@ RECORDS: Mapping[str, frozenset[type[records.Record]]] = {
         }
     ),
     "view": frozenset({records.Ask}),
-    "engine": frozenset({records.Result, records.Outcomes, records.Event, records.Chunk, records.Grant}),
-    "nanny": frozenset({records.Exited, records.Usage}),
+    "engine": frozenset(
+        {
+            records.Result,
+            records.Outcomes,
+            records.Event,
+            records.Fetch,
+            records.Chunk,
+            records.Grant,
+            records.Share,
+        }
+    ),
+    "nanny": frozenset({records.Exited, records.Usage, records.Leaving}),
 }
 
 #: Kind of peer -> the questions it may ask.

@@ -83,15 +83,17 @@ class Hand:
         Of tasks whose length is not known, or with a first one that takes
         long, everything is worth it.
         """
-        first = 0 if self.behind else 1
-        behind = [
-            (key, batch) for key, batch in list(self._tasks.items())[first:] if key not in self._recalled
-        ]
-        lengths = [batch.mean for _, batch in behind]
+        behind = self.unstarted()
+        lengths = [batch.mean for batch, _ in behind]
         stuck = now - self.since > RECALL_TIME
         if not stuck and all(lengths) and sum(lengths) < RECALL_TIME:
             return []
-        return [(batch, key[1]) for key, batch in behind[len(behind) // 2 :]]
+        return behind[len(behind) // 2 :]
+
+    def unstarted(self) -> list[tuple[Batch, int]]:
+        """What has surely not started, as far as is known, and was not called back."""
+        tasks = list(self._tasks.items())[0 if self.behind else 1 :]
+        return [(batch, key[1]) for key, batch in tasks if key not in self._recalled]
 
     def recall(self, tasks: Iterable[tuple[Batch, int]]) -> None:
         """These were called back."""

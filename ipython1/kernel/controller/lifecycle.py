@@ -11,10 +11,11 @@ from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.questions import Questions
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router, died
+from ipython1.kernel.controller.scaling import Scaling
 from ipython1.kernel.controller.tasks import TaskBook
 from ipython1.kernel.controller.timeline import AWAY, BACK, DIED, ENDED, FAILED, LOST, RESTARTED, Timeline
 from ipython1.kernel.controller.timers import Timers
-from ipython1.kernel.processes import STOPPED
+from ipython1.kernel.processes import INTENDED, STOPPED
 from ipython1.kernel.wire.codec import unpack_map
 from ipython1.kernel.wire.records import Exited, Ids, Order, Usage
 
@@ -36,7 +37,7 @@ class Lifecycle:
 
     Parameters
     ----------
-    registry, router, tasks, questions, timeline
+    registry, router, tasks, questions, scaling, timeline
         What has to know.
     timers : Timers
     nannies : callable
@@ -55,6 +56,7 @@ class Lifecycle:
         router: Router,
         tasks: TaskBook,
         questions: Questions,
+        scaling: Scaling,
         timeline: Timeline,
         timers: Timers,
         nannies: Callable[[], list[Peer]],
@@ -67,6 +69,7 @@ class Lifecycle:
         self._router = router
         self._tasks = tasks
         self._questions = questions
+        self._scaling = scaling
         self._timeline = timeline
         self._timers = timers
         self._nannies = nannies
@@ -85,7 +88,7 @@ class Lifecycle:
         engine = self._registry.by_uuid(peer.key)
         known = engine is not None and engine.send == peer.session.send
         if engine is None and not replaces:
-            self._questions.start_over(detail["nanny"])
+            self._scaling.arrived(detail["nanny"], known=detail["wanted"] >= 0)
         engine = self._registry.register(
             uuid=peer.key,
             wanted=detail["wanted"],
@@ -100,7 +103,7 @@ class Lifecycle:
         engine.vouched = True
         if known:
             self._timeline.note(BACK, engine.id)
-            self._tasks.engine_free()
+            self._tasks.engine_free(engine.id)
         else:
             if replaces:
                 self._timeline.note(RESTARTED, engine.id, f"pid {engine.pid}")
@@ -148,10 +151,10 @@ class Lifecycle:
         # Said before the link was there: an engine that is missing here may have started since.
         alive = set(detail["engines"])
         self._vouch(peer, alive)
-        mine = [engine for engine in self._registry if engine.nanny == peer.key]
+        mine = self._registry.of_nanny(peer.key)
         restarting = sum(engine.state == "restarting" for engine in mine)
         unknown = {uuid for uuid in alive if self._registry.by_uuid(uuid) is None}
-        self._questions.expect(peer.key, len(unknown) - restarting)
+        self._scaling.expect(peer.key, len(unknown) - restarting)
         self._registry.expect(unknown)
 
     def exited(self, peer: Peer, record: Exited) -> None:
@@ -160,7 +163,7 @@ class Lifecycle:
             return
         engine = self._registry.by_uuid(record.uuid)
         if engine is None and not record.replaced:
-            self._questions.start_over(peer.key)
+            self._scaling.start_over(peer.key)
         last = (record.uuid, record.cause, record.output, record.replaced, record.running)
         if engine is not None and engine.state == "ready":
             # Its results may stand behind this in another socket: its link ends when all are read.
@@ -178,10 +181,16 @@ class Lifecycle:
                 engine.cpu, engine.rss, engine.stuck = float(cpu), int(rss), float(stuck)
         self._timeline.sample(self._questions.load)
 
-    def _vouch(self, nanny: Peer, alive: Collection[str]) -> None:
+    def leaving(self, nanny: Peer) -> None:
+        """The engines of a nanny end soon: what they have not begun of tasks goes elsewhere."""
         for engine in self._registry:
             if engine.nanny == nanny.key:
-                engine.vouched = engine.uuid in alive
+                self._registry.leaves(engine)
+                self._tasks.engine_leaves(engine.id)
+
+    def _vouch(self, nanny: Peer, alive: Collection[str]) -> None:
+        for engine in self._registry.of_nanny(nanny.key):
+            engine.vouched = engine.uuid in alive
 
     def interrupted(self, ids: Mapping[int, Ids], stuck: str, records: Mapping[str, int]) -> None:
         """Engines were sent interrupts: their nannies see to it that something comes of them.
@@ -228,7 +237,7 @@ class Lifecycle:
         self._timers.stop("away", uuid)
         self._timers.stop("last words", uuid)
         self._end_session(uuid)
-        if not replaced and cause != STOPPED:
+        if not replaced and cause not in INTENDED:
             self._registry.given_up(f"engine {engine.id} died: {cause}", output)
         if len(engine.queue):
             self._table_now()
@@ -243,11 +252,13 @@ class Lifecycle:
         if running is not None:
             kind = "command" if self._tasks.status.running(engine.id) is None else "task"
             self._timeline.died(engine.id, running[0], kind, running[1])
-        self._timeline.note(ENDED if cause == STOPPED else DIED, engine.id, cause)
+        self._timeline.note(ENDED if cause in INTENDED else DIED, engine.id, cause)
 
     def _fail(self, engine: Engine, cause: str, output: str, running: str = "") -> None:
         self._router.engine_died(engine, cause, output, running)
-        self._tasks.engine_died(engine.id, running, died(engine.id, cause, output))
+        # A task that ran there is not to blame for the end of an engine that was told to stop.
+        ran = running if cause not in INTENDED else STOPPED
+        self._tasks.engine_died(engine.id, ran, died(engine.id, cause, output))
 
     def _not_restarted(self, engine: Engine) -> None:
         if engine.state == "restarting":

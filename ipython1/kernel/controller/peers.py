@@ -36,6 +36,7 @@ class Peer:
     on_away: Callable[[Peer], None]
     on_overflow: Callable[[Peer], None]
     host: str = ""  # where it says so
+    memory: str = ""  # names the shared memory of its host, where it says so
     arrears: Arrears = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Peer:
 
     def wants(self, record: Event | Result) -> bool:
         """Whether to `post` what an engine said of a command. Else the peer will ask for it later."""
-        if self.arrears.clear:
+        if self.arrears.clear or self.kind == "engine":
             return True
         key = record.id, record.engine
         events = record.index + 1 if isinstance(record, Event) else ALL

@@ -1,21 +1,20 @@
-"""What clients ask of the controller itself, and the orders to nannies."""
+"""What clients ask of the controller itself."""
 
 from __future__ import annotations
 
-import heapq
 import signal
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
+from ipython1.kernel.controller.scaling import Scaling
 from ipython1.kernel.controller.taskstatus import TaskStatus
 from ipython1.kernel.controller.timeline import Timeline
-from ipython1.kernel.error import IPython1Error, LaunchError, RemoteFailure, WireError
+from ipython1.kernel.error import IPython1Error, RemoteFailure, WireError
 from ipython1.kernel.wire.codec import encode_failure, pack, unpack_map
-from ipython1.kernel.wire.records import ENGINES_LIMIT, RECORD_LIMIT, Answer, Ask, Order
+from ipython1.kernel.wire.records import RECORD_LIMIT, Answer, Ask
 
 #: Seconds that nannies have to leave when the cluster is shut down.
 LEAVE_TIME = 5.0
@@ -26,8 +25,6 @@ LABEL_SHOWN = 200
 LINKS_SHOWN = 1000
 #: Ids of tasks in an answer, of each state.
 IDS_SHOWN = 10_000
-#: Seconds in which an engine that was ordered has to be there, or is ordered again.
-START_TIME = 60.0
 
 
 class Questions:
@@ -37,14 +34,14 @@ class Questions:
     ----------
     registry, router, tasks, timeline
         The state of the cluster.
+    scaling : Scaling
+        Orders to nannies.
     nannies : callable
         The nannies that can take orders.
     peers : callable
         The other ends of all sessions.
     shut_down : callable
         Ends the whole cluster.
-    notify : callable
-        Called with a dict about what launchers want to know.
     clock : IReactorTime
     """
 
@@ -54,25 +51,22 @@ class Questions:
         router: Router,
         tasks: TaskStatus,
         timeline: Timeline,
+        scaling: Scaling,
         nannies: Callable[[], list[Peer]],
         peers: Callable[[], list[Peer]],
         shut_down: Callable[[], None],
-        notify: Callable[[dict[str, Any]], None],
         clock: Any,
     ) -> None:
         self._registry = registry
         self._router = router
         self._tasks = tasks
         self._timeline = timeline
+        self._scaling = scaling
         self._nannies = nannies
         self._peers = peers
         self._shut_down = shut_down
-        self._notify = notify
         self._clock = clock
         self._leave_call: Any = None
-        #: Of each nanny, until when the engines are waited for that it starts now.
-        self._starting: dict[str, deque[float]] = {}
-        self._leaving: set[str] = set()  # uuids of engines that were told to stop
         self._answers: Mapping[str, Callable[[dict[str, Any]], Any]] = {
             "status": lambda body: self.status(),
             "queue_status": self._queue_status,
@@ -80,7 +74,8 @@ class Questions:
             "signal": self._signal,
             "restart": self.restart,
             "kill": self._kill,
-            "scale": self._scale,
+            "scale": scaling.scale,
+            "load": lambda body: scaling.load(),
             "task_status": self._task_status,
             "timeline": self._what_ran,
             "links": lambda body: self.links(),
@@ -171,84 +166,23 @@ class Questions:
     def _signal(self, body: dict[str, Any]) -> None:
         number = signal.Signals(int(body["number"]))
         for engine in self._named(body):
-            self._order(engine, "signal", number)
+            self._scaling.order(engine, "signal", number)
 
     def restart(self, body: dict[str, Any]) -> None:
         """Have the engines in ``targets`` replaced by fresh ones."""
         for engine in self._named(body):
-            self._order(engine, "restart")
+            self._scaling.order(engine, "restart")
 
     def _kill(self, body: dict[str, Any]) -> None:
         if body.get("controller"):
             self._shut_down()
         else:
             for engine in self._named(body):
-                self._order(engine, "stop")
-
-    def _scale(self, body: dict[str, Any]) -> None:
-        wanted = int(body["n"])
-        if not 0 <= wanted <= ENGINES_LIMIT:
-            raise ValueError(f"n must be from 0 to {ENGINES_LIMIT}")
-        self._leaving = {uuid for uuid in self._leaving if self._registry.by_uuid(uuid) is not None}
-        engines = [engine for engine in self._registry if engine.uuid not in self._leaving]
-        missing = wanted - len(engines) - sum(map(self._number_starting, list(self._starting)))
-        nannies = self._nannies()
-        if missing > 0 and not nannies:
-            raise LaunchError(what="An engine", reason="no nanny is connected; run ipcluster engines -n 1")
-        self._notify({"event": "scaled", "n": wanted})
-        for engine in engines[wanted:]:
-            self._order(engine, "stop")
-        if missing <= 0:
-            return
-        # The least loaded host first.
-        load = [
-            (sum(engine.nanny == nanny.key for engine in engines) + self._number_starting(nanny.key), i)
-            for i, nanny in enumerate(nannies)
-        ]
-        heapq.heapify(load)
-        starts = [0] * len(nannies)
-        for _ in range(missing):
-            count, i = load[0]
-            heapq.heapreplace(load, (count + 1, i))
-            starts[i] += 1
-        for nanny, number in zip(nannies, starts, strict=True):
-            if number:
-                nanny.send(Order("start", "", number))
-                self.expect(nanny.key, self._number_starting(nanny.key) + number)
-
-    def expect(self, nanny: str, number: int) -> None:
-        """A nanny starts `number` engines now, if not more."""
-        missing = number - self._number_starting(nanny)
-        if missing > 0:
-            until = self._clock.seconds() + START_TIME
-            self._starting.setdefault(nanny, deque()).extend([until] * missing)
-
-    def start_over(self, nanny: str) -> None:
-        """An engine of this nanny is there for the first time, or has failed to come."""
-        if self._number_starting(nanny):
-            self._starting[nanny].popleft()
-
-    def _number_starting(self, nanny: str) -> int:
-        ends = self._starting.get(nanny, deque())
-        while ends and ends[0] <= self._clock.seconds():
-            ends.popleft()
-        if not ends:
-            self._starting.pop(nanny, None)
-        return len(ends)
+                self._scaling.stop(engine)
 
     def _named(self, body: dict[str, Any]) -> list[Engine]:
         engines = [self._registry.get(id) for id in dict.fromkeys(map(int, body["targets"]))]
         return [engine for engine in engines if engine is not None]
-
-    def _order(self, engine: Engine, what: str, number: int = 0) -> None:
-        for nanny in self._nannies():
-            if nanny.key == engine.nanny:
-                nanny.send(Order(what, engine.uuid, number))
-                if what == "stop":
-                    self._leaving.add(engine.uuid)
-                return
-        reason = "its nanny cannot be reached, so it takes no signals now"
-        raise LaunchError(f"Engine {engine.id} was left alone: {reason}.")
 
     # -- leaving ------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ class EngineQueue:
         self._send: Callable[[bytes], None] | None = None
         self._waiting: OrderedDict[str, Command] = OrderedDict()  # a dict is slow to take the first out of
         self._handed: dict[str, Command] = {}
+        #: When the last command was done, and no other was there.
+        self.empty_since = 0.0
 
     def __contains__(self, id: object) -> bool:
         return id in self._waiting or id in self._handed
@@ -118,8 +120,9 @@ class EngineQueue:
         """The engine is through with command `id`; False where it had none such."""
         if self._handed.pop(id, None) is None:
             return False
-        self._note_head()
         self._hand_over()
+        if not self._handed:
+            self.empty_since = self._now()
         return True
 
     def cancel(self, match: Callable[[Command], bool]) -> list[Command]:

@@ -45,6 +45,7 @@ class Engine:
     cpu: float = 0.0  # percent
     rss: int = 0  # bytes
     stuck: float = 0.0  # since when it does not react to an interrupt, its nanny's clock; 0: it does
+    leaving: bool = False  # it was told to stop
     vouched: bool = True  # whether its nanny knew it when it last told of its engines
     send: Callable[[bytes], None] | None = None
     #: For how many seconds nothing can be heard of it.
@@ -70,7 +71,7 @@ class Engine:
             "uuid": self.uuid,
             "host": self.host,
             "pid": self.pid,
-            "state": self.state,
+            "state": "leaving" if self.leaving and self.state == "ready" else self.state,
             "restarts": self.restarts,
         }
 
@@ -84,21 +85,26 @@ class Registry:
     now : callable
         Wall-clock time in seconds.
     changed : callable
-        Called after each change of the table.
+        Called after each change of the table, with the id of the engine that changed, if it is one.
     """
 
     now: Callable[[], float]
-    changed: Callable[[], None]
+    changed: Callable[[int | None], None]
     failures: list[tuple[int, str, str]] = field(default_factory=list)
     _engines: dict[int, Engine] = field(default_factory=dict)
+    _order: list[Engine] | None = None  # by id; None: to be sorted again
     _by_uuid: dict[str, Engine] = field(default_factory=dict)
+    _by_nanny: dict[str, dict[int, Engine]] = field(default_factory=dict)
     _deaths: dict[str, None] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)  # ids of engines that were here
     _expected: set[str] = field(default_factory=set)  # uuids that nannies tell of
     _failure_count: int = 0
+    _taken: int = 0  # all ids below are in use
 
     def __iter__(self) -> Iterator[Engine]:
-        return iter([self._engines[id] for id in sorted(self._engines)])
+        if self._order is None:
+            self._order = [self._engines[id] for id in sorted(self._engines)]
+        return iter(self._order)  # a change makes a new list
 
     def __len__(self) -> int:
         return len(self._engines)
@@ -111,6 +117,10 @@ class Registry:
         """The engine that is this process."""
         return self._by_uuid.get(uuid)
 
+    def of_nanny(self, nanny: str) -> list[Engine]:
+        """The engines that a nanny has started."""
+        return list(self._by_nanny.get(nanny, {}).values())
+
     def is_dead(self, uuid: str) -> bool:
         """Whether the death of this process was told."""
         return uuid in self._deaths
@@ -119,8 +129,9 @@ class Registry:
         """The engine with this id; room for it, where it was there before this controller was."""
         if id in self._engines or id in self._seen or not 0 <= id < ENGINES_LIMIT:
             return self._engines.get(id)
-        engine = self._engines[id] = Engine(id, EngineQueue(self.now), state="awaited", since=self.now())
-        self.changed()
+        engine = self._new(id)
+        engine.state, engine.since = "awaited", self.now()
+        self.changed(id)
         return engine
 
     def expect(self, uuids: set[str]) -> None:
@@ -142,9 +153,11 @@ class Registry:
             engine = self._engines.get(wanted)
             if engine is None or not engine.may_become(nanny):
                 id = wanted if wanted >= 0 and engine is None else self._lowest_free()
-                engine = self._engines[id] = Engine(id, EngineQueue(self.now))
+                engine = self._new(id)
             engine.uuid, engine.host, engine.pid, engine.nanny = uuid, host, pid, nanny
             self._by_uuid[uuid] = engine
+            self._by_nanny.setdefault(nanny, {})[engine.id] = engine
+            engine.leaving = False
             self._seen.add(engine.id)
         engine.send = send
         self._set(engine, "ready")
@@ -175,26 +188,41 @@ class Registry:
             self.remove(engine)
         return engine
 
+    def leaves(self, engine: Engine) -> None:
+        """The engine ends soon: it gets no more tasks."""
+        engine.leaving = True
+        self.changed(engine.id)
+
     def remove(self, engine: Engine) -> None:
         """The engine id is free again."""
         if self._engines.get(engine.id) is engine:
             del self._engines[engine.id]
+            self._order = None
+            self._taken = min(self._taken, engine.id)
             self._by_uuid.pop(engine.uuid, None)
-            self.changed()
+            brothers = self._by_nanny.get(engine.nanny, {})
+            brothers.pop(engine.id, None)
+            if not brothers:
+                self._by_nanny.pop(engine.nanny, None)
+            self.changed(engine.id)
 
     def given_up(self, cause: str, output: str) -> None:
         """An engine died, at its start or later, and nothing takes its place."""
         self._failure_count += 1
         self.failures = [*self.failures, (self._failure_count, cause, output)][-FAILURES_KEPT:]
-        self.changed()
+        self.changed(None)
 
     def _lowest_free(self) -> int:
-        id = 0
-        while id in self._engines:
-            id += 1
-        return id
+        while self._taken in self._engines:
+            self._taken += 1
+        return self._taken
+
+    def _new(self, id: int) -> Engine:
+        engine = self._engines[id] = Engine(id, EngineQueue(self.now))
+        self._order = None
+        return engine
 
     def _set(self, engine: Engine, state: str) -> None:
         engine.state = state
         engine.since = self.now()
-        self.changed()
+        self.changed(engine.id)

@@ -31,6 +31,8 @@ from ipython1.kernel.wire.records import (
     Submit,
 )
 
+#: Targets of a record that goes to engines as it came.
+FEW = 16
 #: Why commands may be taken out of queues: names of error classes.
 REASONS = frozenset({"QueueCleared", "TaskAborted"})
 
@@ -43,6 +45,8 @@ class Route:
     size: int = 0  # what it takes of memory, about
     targets: set[int] = field(default_factory=set)
     blobs: Sequence[str] = ()
+    source: str = ""  # the command whose result its engines get, and on which engine
+    giver: int = -1
 
 
 class Router:
@@ -74,6 +78,7 @@ class Router:
         self._returning = returning
         self._table_now = table_now
         self._routes: dict[str, Route] = {}
+        self._takers: dict[str, str] = {}  # by source: the command of those who get its result
         self._engine_peers: dict[int, Peer] = {}
         self._load = load or Load()
         self.blobs = BlobRoutes()
@@ -83,18 +88,23 @@ class Router:
     def submit(self, client: Peer, submit: Submit, raw: bytes) -> None:
         """Queue a command for each of its targets."""
         size = len(raw) + OVERHEAD * len(submit.targets)
-        if not (submit.again or self._load.admits(size)):  # what is sent again engines may have
+        # What is sent again engines may have; what only gives is refused with what takes.
+        if not (submit.again or submit.gives or self._load.admits(size)):
             for target in submit.targets:
                 self.refuse(client, submit.id, target, submit.op, self._load.refusal())
             return
-        route = self._route(submit.id, client)
+        route = self._route(submit.id, None if submit.gives else client)
+        if submit.source:
+            route.source, route.giver = submit.source, submit.giver
+            self._takers[submit.source] = submit.id
         route.size += size
         self._load.used += size
+        own = _shortened(submit, raw)
         if any(isinstance(part, BlobRef) for part in submit.parts):
             receivers = [self._engine_peers[id] for id in submit.targets if id in self._engine_peers]
-            prefix = f"{submit.id}/"
+            prefix, targets = f"{submit.id}/", frozenset(submit.targets)
             opened = self.blobs.open(
-                submit.parts, prefix, client, receivers, lambda peer: self._is_one(peer, submit.targets)
+                submit.parts, prefix, client, receivers, lambda peer: self._is_one(peer, targets)
             )
             route.blobs = [*route.blobs, *opened]
         for target in submit.targets:
@@ -104,7 +114,7 @@ class Router:
                 self.refuse(client, submit.id, target, submit.op, _gone(target))
             else:
                 route.targets.add(target)
-                engine.queue.put(Command(submit.id, submit.op, submit.label, raw, bool(submit.again)))
+                engine.queue.put(Command(submit.id, submit.op, submit.label, own(target), bool(submit.again)))
         self._close_if_done(submit.id)
 
     def fetch(self, client: Peer, fetch: Fetch, raw: bytes) -> None:
@@ -124,9 +134,16 @@ class Router:
                 self._make_up(Result(fetch.id, target, "", "unknown", 0.0, 0.0, 0, ()))
         self._close_if_done(fetch.id)
 
+    def fetch_source(self, engine: Peer, fetch: Fetch, raw: bytes) -> None:
+        """An engine wants the result that a command of its own has as its source."""
+        taker = self._routes.get(self._takers.get(fetch.id, ""))
+        if taker is not None and fetch.targets == (taker.giver,) and self._is_one(engine, taker.targets):
+            self.fetch(engine, fetch, raw)
+
     def forget(self, record: Forget, raw: bytes) -> None:
         """Tell the engines that a client has these results."""
-        self._to_engines(record.targets, raw)
+        short = raw if len(record.targets) <= FEW else encode(Forget(record.ids, ()))
+        self._to_engines(record.targets, short)
 
     def cancel(self, ids: tuple[str, ...], targets: Iterable[int], reason: str) -> int:
         """Take commands out of queues (all where `ids` is empty); returns how many.
@@ -209,6 +226,7 @@ class Router:
     def engine_ready(self, engine: Engine, peer: Peer, held: Iterable[tuple[str, str, str]]) -> None:
         """An engine registered, and has the commands `held` (id, op, label) already."""
         self._engine_peers[engine.id] = peer
+        self.blobs.engine_ready(peer)
         for id, op, label in held:
             engine.queue.adopt(Command(id, op, label, b""))
         engine.queue.open(peer.session.send)
@@ -232,7 +250,7 @@ class Router:
         """A running command gave out something."""
         route = self._routes.get(event.id)
         if route is not None:
-            self._pass_on(event, raw, peer, route.owners)
+            self._pass_on(event, raw, peer, [owner for owner in route.owners if owner.kind != "engine"])
 
     def engine_died(self, engine: Engine, cause: str, output: str, running: str = "") -> None:
         """Fail all that the engine had; its queue goes on for a successor.
@@ -253,7 +271,7 @@ class Router:
         ]
         self._finish(engine, asked_for, died(engine.id, f"{cause}, and its results are gone with it"))
         if peer is not None:
-            self.blobs.gone(peer)
+            self.client_gone(peer)
             peer.session.end()
 
     # -- blobs ------------------------------------------------------------------------------
@@ -269,7 +287,7 @@ class Router:
     # -- clients that leave --------------------------------------------------------------------
 
     def client_gone(self, client: Peer) -> None:
-        """Nothing is to be sent to this client any more."""
+        """Nothing is to be sent to this client, or engine, any more."""
         self.blobs.gone(client)
         for id, route in list(self._routes.items()):
             if client in route.owners:
@@ -289,16 +307,17 @@ class Router:
             engine = self._registry.await_return(target)
         return engine
 
-    def _is_one(self, peer: Peer, targets: Iterable[int]) -> bool:
+    def _is_one(self, peer: Peer, targets: Collection[int]) -> bool:
         """Whether `peer` is one of the engines with these ids."""
-        return any(self._engine_peers.get(target) is peer for target in targets)
+        engine = self._registry.by_uuid(peer.key)
+        return engine is not None and engine.id in targets and self._engine_peers.get(engine.id) is peer
 
-    def _route(self, id: str, client: Peer) -> Route:
+    def _route(self, id: str, owner: Peer | None) -> Route:
         route = self._routes.get(id)
         if route is None:
-            route = self._routes[id] = Route([client])
-        elif client not in route.owners:
-            route.owners.append(client)
+            route = self._routes[id] = Route([])
+        if owner is not None and owner not in route.owners:
+            route.owners.append(owner)
         return route
 
     def _close_if_done(self, id: str) -> None:
@@ -306,9 +325,15 @@ class Router:
         if route is not None and not route.targets:
             self.blobs.close(route.blobs)
             self._drop_route(id)
+            if route.source:  # nobody takes its result any more
+                self.cancel((route.source,), (route.giver,), "TaskAborted")
+                self._to_engines((route.giver,), encode(Forget((route.source,), (route.giver,))))
 
     def _drop_route(self, id: str) -> None:
-        self._load.used -= self._routes.pop(id).size
+        route = self._routes.pop(id)
+        self._load.used -= route.size
+        if self._takers.get(route.source) == id:
+            del self._takers[route.source]
 
     def _pass_on(self, record: Result | Event, raw: bytes, engine: Peer, owners: Sequence[Peer]) -> bool:
         """Send what an engine said to those who can take it. Whether that is all of them."""
@@ -344,6 +369,18 @@ class Router:
             peer = self._engine_peers.get(target)
             if peer is not None:
                 peer.session.send(raw)
+
+
+def _shortened(submit: Submit, raw: bytes) -> Callable[[int], bytes]:
+    """What goes to each target: without the others, where they are many. A thousand engines would else be
+    sent a million ids."""
+    if len(submit.targets) <= FEW:
+        return lambda target: raw
+    if not submit.again:
+        short = encode(replace(submit, targets=()))
+        return lambda target: short
+    uuids = dict(zip(submit.targets, submit.again, strict=False))
+    return lambda target: encode(replace(submit, targets=(target,), again=(uuids.get(target, ""),)))
 
 
 def died(engine: int, cause: str, output: str = "") -> RemoteFailure:

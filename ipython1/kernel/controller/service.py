@@ -22,7 +22,9 @@ from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.controller.questions import Questions
 from ipython1.kernel.controller.registry import Engine, Registry
 from ipython1.kernel.controller.router import Router
+from ipython1.kernel.controller.scaling import Scaling
 from ipython1.kernel.controller.scheduler import LeastLoad
+from ipython1.kernel.controller.sessions import Peers
 from ipython1.kernel.controller.tables import Tables
 from ipython1.kernel.controller.tasks import TaskBook
 from ipython1.kernel.controller.timeline import Timeline
@@ -43,15 +45,17 @@ from ipython1.kernel.wire.records import (
     Ids,
     Input,
     Interrupt,
+    Leaving,
     Outcomes,
     Record,
     Result,
+    Share,
     Submit,
     Usage,
     Withdraw,
     Work,
 )
-from ipython1.kernel.wire.session import Session
+from ipython1.kernel.wire.session import Session, Timing
 
 #: Seconds after which an absent client's queued work is dropped.
 CLIENT_GRACE = 30.0
@@ -68,9 +72,8 @@ class Controller:
     ----------
     clock : IReactorTime
     notify : callable
-        Called with a map for each event that the one who started the
-        controller should know: ``engines`` (ids), ``scaled`` (n), ``failed`` (output),
-        ``shutdown``.
+        Called with a map for each event that the one who started the controller should know:
+        ``engines`` (ids), ``scaled`` (n, missing), ``arrived``, ``failed`` (output), ``shutdown``.
     now : callable
         Wall-clock time in seconds.
     client_grace : float
@@ -87,6 +90,8 @@ class Controller:
         Where detached work is kept. Without it nothing can be detached.
     in_thread : callable
         Calls a slow function in a thread; a Deferred of what it returns. At once where not given.
+    launcher_grows : bool
+        More engines are started by the launcher, not by nannies.
     """
 
     def __init__(
@@ -101,17 +106,20 @@ class Controller:
         queue_limit: int = QUEUE_LIMIT,
         detached: Folder | None = None,
         in_thread: InThread = maybeDeferred,
+        launcher_grows: bool = False,
     ) -> None:
         self._clock = clock
         self._client_grace = client_grace
         self._controller_grace = controller_grace
         self._notify = notify
-        self._peers: dict[str, Peer] = {}  # by session id
+        self._timing = Timing(clock)
+        self._peers = Peers()
+        self.nannies = self._peers.nannies
         self._timers = Timers(clock)
         self.timeline = Timeline(now)
         self.output = LiveOutput()
-        self.registry = Registry(now, lambda: self._tables.changed())
-        self._tables = Tables(clock, self.registry, lambda: self.peers, notify)
+        self.registry = Registry(now, lambda id: self._tables.changed(id))
+        self._tables = Tables(clock, self.registry, self._peers.clients, notify)
         load = Load(queue_limit)
         self.router = Router(self.registry, now, self._engines_may_return, self._tables.now, load)
         self.tasks = TaskBook(
@@ -125,15 +133,16 @@ class Controller:
         self.tasks.ran = lambda engine, batch, ends: self.timeline.tasks(
             engine, batch.id, batch.head.label, ends
         )
+        self.scaling = Scaling(self.registry, self.tasks.status, self.nannies, notify, clock, launcher_grows)
         self.questions = Questions(
             self.registry,
             self.router,
             self.tasks.status,
             self.timeline,
+            self.scaling,
             self.nannies,
             lambda: self.peers,
             self._shut_down,
-            notify,
             clock,
         )
         self._lifecycle = Lifecycle(
@@ -141,10 +150,11 @@ class Controller:
             self.router,
             self.tasks,
             self.questions,
+            self.scaling,
             self.timeline,
             self._timers,
             self.nannies,
-            self._end_engine_session,
+            self._peers.end_engine,
             self._tables.now,
             notify,
             engine_grace,
@@ -163,6 +173,7 @@ class Controller:
             Input: lambda peer, record, raw: self.router.input(record, raw),
             Chunk: self.router.chunk,
             Grant: lambda peer, record, raw: self.router.grant(peer, record),
+            Share: lambda peer, record, raw: self.router.blobs.share(peer, record),
             Ask: self._ask,
             Result: self._result,
             Event: self._event,
@@ -171,6 +182,7 @@ class Controller:
             Outcomes: self._outcomes,
             Exited: lambda peer, record, raw: self._lifecycle.exited(peer, record),
             Usage: lambda peer, record, raw: self._lifecycle.usage(peer, record),
+            Leaving: lambda peer, record, raw: self._lifecycle.leaving(peer),
         }
 
     def door(self, furl_kind: str) -> Door:
@@ -184,7 +196,7 @@ class Controller:
     @property
     def peers(self) -> list[Peer]:
         """The other ends of all sessions."""
-        return list(self._peers.values())
+        return list(self._peers)
 
     def interrupt(self, targets: Iterable[int]) -> None:
         """Interrupt what runs on some engines."""
@@ -194,9 +206,8 @@ class Controller:
 
     def stop(self) -> None:
         """End all sessions and timers."""
-        for peer in list(self._peers.values()):
-            peer.session.end()
-        self._peers.clear()
+        self._peers.end_all()
+        self._timing.stop()
         self._timers.stop_all()
         self.tasks.stop()
         self.custody.stop()
@@ -204,10 +215,6 @@ class Controller:
         self.questions.stop()
 
     # -- peers ---------------------------------------------------------------------
-
-    def nannies(self) -> list[Peer]:
-        """The nannies that are linked."""
-        return [peer for peer in self._peers.values() if peer.kind == "nanny" and peer.session.linked]
 
     def _admit(
         self, hello: Hello, detail: dict[str, Any], link: ILink
@@ -228,9 +235,7 @@ class Controller:
             raise WireError(reason="this engine was declared dead")
         if hello.kind == "engine" and self.registry.by_uuid(key) is not None:
             raise WireError(reason="this engine is here already, in another session")
-        if not engine_side and any(
-            other.key == key and other.kind not in ("engine", "nanny") for other in self._peers.values()
-        ):
+        if not engine_side and self._is_here(key):
             raise WireError(reason="this client is here already, in another session")
         session = Session(
             self._clock,
@@ -238,10 +243,12 @@ class Controller:
             grace={"engine": None, "nanny": CLIENT_GRACE}.get(hello.kind, self._client_grace),
             ended=lambda: self._drop_peer(peer) if engine_side else self._client_ended(peer),
             id=hello.fresh,
+            timing=self._timing,
         )
         host = str(detail.get("host", ""))
-        peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow, host)
-        self._peers[hello.fresh] = peer
+        memory = str(detail.get("memory", "")) if hello.kind == "engine" else ""
+        peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow, host, memory)
+        self._peers.add(peer)
         return peer
 
     def _welcome(self, peer: Peer, detail: dict[str, Any]) -> dict[str, Any]:
@@ -285,7 +292,7 @@ class Controller:
 
     def _drop_peer(self, peer: Peer) -> None:
         peer.session.end()
-        self._peers.pop(peer.session.id, None)
+        self._peers.remove(peer)
         self.router.client_gone(peer)
         self.tasks.client_gone(peer)
         self.custody.intake.client_gone(peer)
@@ -314,7 +321,7 @@ class Controller:
             self.tasks.cancel_client(client, held.slots)
 
     def _is_here(self, client: str) -> bool:
-        return any(peer.key == client for peer in self._peers.values())
+        return any(peer.key == client for peer in self._peers.clients())
 
     def _cancel(self, peer: Peer, record: Cancel, raw: bytes) -> None:
         self.router.cancel(record.ids, record.targets, record.reason)
@@ -327,7 +334,7 @@ class Controller:
         self._interrupted(dict.fromkeys(record.targets, ids), record.stuck)
 
     def _interrupted(self, ids: Mapping[int, Ids], stuck: str) -> None:
-        last = {peer.key: peer.session.last for peer in self._peers.values() if peer.kind == "engine"}
+        last = {peer.key: peer.session.last for peer in self._peers.engines()}
         self._lifecycle.interrupted(ids, stuck, last)
 
     def _ask(self, peer: Peer, ask: Ask, raw: bytes) -> None:
@@ -342,8 +349,7 @@ class Controller:
     # -- engines and nannies -------------------------------------------------------------
 
     def _engine_of(self, peer: Peer) -> Engine | None:
-        engine = self.registry.by_uuid(peer.key) if peer.kind == "engine" else None
-        return engine
+        return self.registry.by_uuid(peer.key) if peer.kind == "engine" else None
 
     def _engines_may_return(self) -> bool:
         return ("return", "") in self._timers
@@ -358,7 +364,7 @@ class Controller:
             if result.op in PROPERTIES_OPS:
                 self.tasks.properties_changed(engine.id)
             elif not len(engine.queue):
-                self.tasks.engine_free()
+                self.tasks.engine_free(engine.id)
 
     def _outcomes(self, peer: Peer, outcomes: Outcomes, raw: bytes) -> None:
         engine = self._engine_of(peer)
@@ -374,12 +380,6 @@ class Controller:
         if self.output.watched:
             self.output.event(event)
         (self.tasks if "#" in event.id else self.router).event(event, peer, raw)
-
-    def _end_engine_session(self, uuid: str) -> None:
-        for id, peer in list(self._peers.items()):
-            if peer.kind == "engine" and peer.key == uuid:
-                del self._peers[id]
-                peer.session.end()
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -148,7 +148,7 @@ class TaskBook:
         new: list[int] = []
         for index, attempt, parts in record.items:
             if any(type(part) is BlobRef for part in parts):
-                blobs = self._open_blobs(parts, f"{batch.id}#{index}/", client)
+                blobs = self._open_blobs(parts, f"{batch.id}#{index}/", client, common=False)
                 self._endings.item_blobs[batch.id, index] = blobs
             if index in batch.ended:
                 self._endings.tell_again(batch, index, parts)
@@ -243,11 +243,17 @@ class TaskBook:
         for raw in self._taken:
             peer.session.send(raw)
         self._searches.engine_ready(engine.id)
-        self.settle()
+        ready = self._dispatcher.ready
+        self._searches.settle()
+        self._dispatcher.dispatch(engine.id if self._dispatcher.ready <= ready else None)
 
-    def engine_free(self) -> None:
+    def engine_free(self, engine: int) -> None:
         """An engine can take tasks (again): its link is back, or its commands are done."""
-        self._dispatcher.dispatch()
+        self._dispatcher.dispatch(engine)
+
+    def engine_leaves(self, engine: int) -> None:
+        """An engine ends soon: what it has not begun is called back."""
+        self._dispatcher.call_back(engine)
 
     def engine_died(self, engine: int, running: str, failure: RemoteFailure) -> None:
         """An engine is gone: its tasks go elsewhere. `running`: id of what ran on it, where that is known."""
@@ -271,7 +277,8 @@ class TaskBook:
                     self._endings.fail_all(batch, ImpossibleDependency(reason=reason))
             self._endings.apply_verdict(batch)
             self._dispatcher.changed(batch)
-        self.settle()
+        self._searches.settle()
+        self._dispatcher.dispatch_soon()
 
     def engine_removed(self, engine: int) -> None:
         """An engine id is free: some tasks can run nowhere now."""
@@ -415,8 +422,8 @@ class TaskBook:
         if self._returning():
             self._taken.append(taken)
 
-    def _open_blobs(self, parts: Parts, prefix: str, client: Peer) -> list[str]:
-        return self._blobs.open(parts, prefix, client, (), lambda peer: peer.kind == "engine")
+    def _open_blobs(self, parts: Parts, prefix: str, client: Peer, common: bool = True) -> list[str]:
+        return self._blobs.open(parts, prefix, client, (), lambda peer: peer.kind == "engine", common)
 
 
 def _check_own(client: Peer, id: str) -> None:

@@ -39,6 +39,16 @@ class TaskStatus:
         """How many tasks an engine has."""
         return len(self._dispatcher.hand(engine) or ())
 
+    def waiting(self) -> int:
+        """How many tasks wait for an engine, or behind another task on one."""
+        hands = filter(None, map(self._dispatcher.hand, self._dispatcher.engines))
+        return self._dispatcher.ready + sum(max(0, len(hand) - 1) for hand in hands)
+
+    def empty_since(self, engine: int) -> float:
+        """When an engine without tasks had its last one, controller's clock; 0 where it had none."""
+        hand = self._dispatcher.hand(engine)
+        return 0.0 if hand is None else hand.since
+
     def clients(self) -> set[str]:
         """The clients that have tasks here."""
         return {batch.client for batch in self._batches.values() if batch.items}

@@ -14,17 +14,21 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ipython1.kernel.engine.forked import Channel, fresh_reactor, log_errors
-from ipython1.kernel.engine.nanny import FAREWELL, REMEMBERED, last_words, log_path, remove_empty_logs
+from ipython1.kernel.engine.logs import last_words, log_path, remove_empty_logs
+from ipython1.kernel.engine.nanny import FAREWELL, REMEMBERED
 from ipython1.kernel.engine.zygote import Message
 from ipython1.kernel.interfaces import IDialer
 from ipython1.kernel.processes import kill_group
+from ipython1.kernel.wire.attempts import sentences
 from ipython1.kernel.wire.codec import pack
 from ipython1.kernel.wire.connection import Connection
-from ipython1.kernel.wire.records import Exited, Order, Record, Usage
+from ipython1.kernel.wire.records import Exited, Leaving, Order, Record, Usage
 from ipython1.kernel.wire.segments import sweep
 
 #: Seconds between reports of CPU and memory, and looks at what was left in shared memory.
 ROUND_INTERVAL = 2.0
+#: Seconds after which a nanny that has just started says why it does not find the controller.
+TROUBLE_AFTER = 4.0
 #: Part of the time that engines look for a controller which is away: the nanny gives up before they
 #: do, and so stops them, rather than restart each.
 SHARE = 0.9
@@ -60,19 +64,22 @@ class Agent:
         patience: float,
         grace: float,
     ) -> None:
+        self._dialer = dialer
         self._facts = facts
         self._tell = tell
         self._finished = finished
         self._patience = patience
         self._processes: dict[str, psutil.Process] = {}
+        self._clock = clock
+        self._trouble: Any = None
         self._connection = Connection(
             clock,
             dialer,
             "nanny",
             detail=self._detail,
             receive=self._receive,
-            welcomed=lambda _detail, _resumed: None,
-            lost=lambda reason: tell({"lost": str(reason)}),
+            welcomed=self._welcomed,
+            lost=self._lost,
             grace=grace,
             share=SHARE,
         )
@@ -87,6 +94,7 @@ class Agent:
 
     def start(self) -> None:
         """Dial the controller, and begin to report usage."""
+        self._trouble = self._clock.callLater(TROUBLE_AFTER, self._tell_trouble)
         self._connection.start(self._patience)
         self._rounds.start(ROUND_INTERVAL, now=False).addErrback(
             lambda failure: log.failure("usage is not reported any more", failure)
@@ -103,6 +111,9 @@ class Agent:
         if "stuck" in message:
             self._facts["stuck"] = message["stuck"]
             self.report_usage()
+        if "leaving" in message:
+            self._facts["leaving"] = message["leaving"]
+            self._connection.send(Leaving(message["leaving"]))
         if "quit" in message:
             self._leave()
 
@@ -117,6 +128,7 @@ class Agent:
         self._leave()
 
     def _leave(self) -> None:
+        self._calm()
         if self._rounds.running:
             self._rounds.stop()
         self._connection.stop().addBoth(lambda _: self._finished())
@@ -140,6 +152,30 @@ class Agent:
         except psutil.Error:  # it just ended
             return None
         return float(cpu), int(rss), self._facts["stuck"].get(name, 0.0)
+
+    # -- where the controller is not found ------------------------------------------
+
+    def _welcomed(self, _detail: dict[str, Any], resumed: bool) -> None:
+        self._calm()
+        if self._facts.get("leaving") and not resumed:
+            self._connection.send(Leaving(self._facts["leaving"]))
+
+    def _calm(self) -> None:
+        if self._trouble is not None and self._trouble.active():
+            self._trouble.cancel()
+
+    def _tell_trouble(self) -> None:
+        lines = sentences(self._dialer.trouble(), self._facts["host"])
+        if lines:
+            rest = max(0.0, self._patience - TROUBLE_AFTER)
+            self._tell({"trouble": [*lines, f"it is tried for {rest:.0f} s more"]})
+
+    def _lost(self, reason: Exception) -> None:
+        self._calm()
+        lines = sentences(getattr(reason, "attempts", ()), self._facts["host"])
+        if lines:
+            self._tell({"trouble": lines})
+        self._tell({"lost": str(reason)})
 
     def _detail(self) -> dict[str, Any]:
         facts = {key: self._facts[key] for key in ("uuid", "host", "pid", "exited")}

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ipython1.kernel.engine.jobs import AnyJob, Command
-from ipython1.kernel.engine.kept import KeptJobs
+from ipython1.kernel.engine.kept import Buffer, KeptJobs
 from ipython1.kernel.engine.mainloop import MainLoop
 from ipython1.kernel.engine.outbox import Outbox, Outcome
 from ipython1.kernel.error import EngineDied, QueueCleared, RemoteFailure, UnknownResult, own_failure
 from ipython1.kernel.wire.blobs import ChunkStore, gather_parts
 from ipython1.kernel.wire.codec import encode_failure
-from ipython1.kernel.wire.records import BlobRef, Cancel, Departed, Fetch, Forget, Result, Submit
+from ipython1.kernel.wire.records import BlobRef, Cancel, Departed, Fetch, Forget, Grant, Result, Submit
 
 
 class EngineCommands:
@@ -47,6 +47,7 @@ class EngineCommands:
         self._kept: KeptJobs[Command] = KeptJobs()
         self._failed_epoch: dict[str, int] = {}  # client -> stop_on_error epoch that failed here
         self._told: list[str] = []  # ids of the commands that the last hello called unfinished
+        self._sourced: dict[str, Command] = {}  # those that wait for the result of another, by its id
 
     # -- handshake ----------------------------------------------------------------------
 
@@ -77,6 +78,8 @@ class EngineCommands:
             for part in submit.parts:
                 if isinstance(part, BlobRef):
                     self._blobs.ask_again(part.blob)
+            if submit.source and known.answer is None and known.parts is None:
+                self._ask_for_source(known)
             if submit.detached:
                 self._release(self._kept.detach(known))
             self._repeat(known)
@@ -95,12 +98,60 @@ class EngineCommands:
             if self._loop.cancel(lambda it: it is job):
                 self.end_unstarted(job, QueueCleared.__name__, _STOPPED)
             return
+        if submit.source:
+            self._sourced[submit.source] = job
+            self._ask_for_source(job)
+            return
         gather_parts(
             self._blobs,
             submit.parts,
             lambda parts: self._loop.ready(job, parts),
             lambda error: self._not_ready(job, error),
         )
+
+    def _ask_for_source(self, job: Command) -> None:
+        self._outbox.send(Fetch(job.submit.source, (job.submit.giver,)))
+
+    def source_here(self, result: Result) -> None:
+        """The result that a command waits for, maybe for the second time."""
+        job = self._sourced.pop(result.id, None)
+        if job is None:
+            for part in result.parts:
+                if isinstance(part, BlobRef) and not self._blobs.ask_again(part.blob):
+                    self._outbox.send(Grant(part.blob, -1))
+            return
+        if result.status == "unknown":
+            self._source_failed(job, self._giver_died(job, "its result is gone"))
+            return
+
+        def arrived(parts: list[Buffer]) -> None:
+            if result.status == "ok":
+                self._loop.ready(job, parts)
+            else:
+                self._source_failed(job, bytes(parts[0]))
+
+        def lost(error: Exception) -> None:
+            if isinstance(error, MemoryError):
+                self._source_failed(job, encode_failure(RemoteFailure("MemoryError", str(error))))
+            else:
+                self._source_failed(job, self._giver_died(job, str(error)))
+
+        job.sent = result.parts
+        gather_parts(self._blobs, result.parts, arrived, lost)
+
+    def _giver_died(self, job: Command, cause: str) -> bytes:
+        facts: dict[str, Any] = {"engine": job.submit.giver, "cause": cause, "output": ""}
+        return encode_failure(RemoteFailure("EngineDied", str(EngineDied(**facts)), facts=facts))
+
+    def _source_failed(self, job: Command, failure: bytes) -> None:
+        """A command fails because its source did, as if it had run."""
+        # It is at the head of the queue, or behind others: what comes after it goes first.
+        behind = self.stop_behind(job) if job.submit.stop >= 0 else []
+        if job in behind or self._loop.cancel(lambda it: it is job):
+            self._end(job, self._outbox.outcome(job, "error", [failure]), 0.0, time.time())
+        for other in behind:
+            if other is not job:
+                self.end_unstarted(other, QueueCleared.__name__, _STOPPED)
 
     def _why_not(self, submit: Submit) -> RemoteFailure | None:
         """Why a command unknown here must not run: it may have run before."""
@@ -148,6 +199,9 @@ class EngineCommands:
     def forget(self, forget: Forget) -> None:
         """The client has these."""
         for id in forget.ids:
+            job = self._kept.get(id)
+            if job is not None and job.answer is None:  # it gives what nobody takes any more
+                job.abandoned = True
             self._release(self._kept.forget(id))
 
     def departed(self, departed: Departed) -> None:
@@ -200,9 +254,11 @@ class EngineCommands:
     def end_unstarted(self, job: AnyJob, ename: str, evalue: str = "") -> None:
         """A command that was taken out of the queue fails."""
         assert isinstance(job, Command)
+        self._sourced.pop(job.submit.source, None)
         for part in job.sent:
             if isinstance(part, BlobRef):
                 self._blobs.drop(part.blob)
+                self._outbox.send(Grant(part.blob, -1))
         failure = encode_failure(RemoteFailure(ename, evalue) if evalue else own_failure(ename))
         self._end(job, Outcome("error", (failure,), {}), 0.0, time.time())
 

@@ -14,23 +14,26 @@ from ipython1.kernel.wire.records import Batch, Parts, Submit
 
 
 class Command(Kept):
-    """A job that a `Submit` asks for."""
+    """A job that a `Submit` asks for.
 
-    __slots__ = ("submit",)
+    Attributes
+    ----------
+    submit : Submit
+    sent : tuple
+        The parts as they came: with it, or with the result of its source.
+    """
+
+    __slots__ = ("sent", "submit")
 
     def __init__(self, submit: Submit) -> None:
         super().__init__(submit.id, submit.timeout)
         self.submit = submit
+        self.sent: Parts = submit.parts
 
     @property
     def client(self) -> str:
         """The id of the client."""
         return self.id.partition("-")[0]
-
-    @property
-    def sent(self) -> Parts:
-        """The parts as they came."""
-        return self.submit.parts
 
     def failed(self, error: BaseException) -> tuple[str, bytes]:
         """See `Job`."""

@@ -17,6 +17,8 @@ running    it does not react to an     see `escalation`; SIGKILL where that says
 =========  ==========================  ================================================
 
 The rule: only where restarting is on, and not after `DEATHS` deaths within `PERIOD`.
+A rank of an MPI job has one engine, which is never replaced: the nanny ends as it did,
+and so the whole job.
 """
 
 from __future__ import annotations
@@ -29,38 +31,40 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from ipython1.kernel.engine import escalation
 from ipython1.kernel.engine.board import NUDGE, Board
 from ipython1.kernel.engine.escalation import Escalation
+from ipython1.kernel.engine.logs import last_words, log_path, remove_empty_logs
 from ipython1.kernel.engine.oom import OutOfMemory, counters
-from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message, out_path
-from ipython1.kernel.processes import STOPPED, exit_words, remove_if_empty, tail
+from ipython1.kernel.engine.zygote import IChild, IZygote, Main, Message
+from ipython1.kernel.processes import STOPPED, exit_words
 
 #: So many deaths of one engine within `PERIOD` seconds, and it is not restarted.
 DEATHS = 3
 PERIOD = 60.0
-#: Seconds between SIGTERM and SIGKILL.
-GRACE = 2.0
+#: Seconds between SIGTERM and SIGKILL. Those of a rank end before mpiexec kills us, after a second.
+GRACE, RANK_GRACE = 2.0, 0.5
 #: An agent that lived for less than so many seconds is replaced after as many.
 AGENT_DELAY = 1.0
 #: Seconds the agent gets to tell the controller that all is over.
 FAREWELL = 3.0
-#: Lines kept of the output of an engine that died, and lines in which they are looked for.
-OUTPUT_LINES, LONG_OUTPUT = 20, 200
 #: Deaths that a controller which was away is told of.
 REMEMBERED = 32
 
+#: Seconds in which a batch system that ends a job has told all of its processes.
+TOLD_TOO = 0.25
 #: Seconds between looks at what the engines do.
 LOOK_INTERVAL = 0.25
 
 RESTARTED = "restarted on request"
 
 #: Exit statuses of the nanny.
-ENDED, NO_ENGINE, NO_CONTROLLER = 0, 1, 3
+ENDED, NO_ENGINE, NO_CONTROLLER, RANK_ENDED = 0, 1, 3, 5
+#: Why the engine of a rank ended, where something else ended its job.
+JOB_ENDED = "ended with its MPI job"
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +121,10 @@ class Nanny:
         Seconds it has to react.
     memory : OutOfMemory, optional
         Knows of processes that the kernel killed.
+    rank : int, optional
+        In an MPI job; that is the id of its one engine.
+    leave_when_empty : bool
+        Quit when the last engine has ended for good.
     """
 
     def __init__(
@@ -132,10 +140,12 @@ class Nanny:
         stuck: str = escalation.LEAVE,
         stuck_after: float = escalation.STUCK_AFTER,
         memory: OutOfMemory | None = None,
+        rank: int | None = None,
+        leave_when_empty: bool = False,
     ) -> None:
         self.uuid = uuid.uuid4().hex
         self.engines: dict[str, Engine] = {}
-        #: Exit status, once all is over.
+        #: Exit status, once all is over; negative for the signal that ended the engine of a rank.
         self.status: int | None = None
         self._zygote = zygote
         self._engine_main = engine_main
@@ -147,13 +157,16 @@ class Nanny:
         self._stuck = stuck
         self._stuck_after = stuck_after
         self._memory = memory or OutOfMemory(counters())
+        self._rank = rank
+        self._leave_when_empty = leave_when_empty
+        self._leaving = 0.0  # seconds that engines get, once their job's time is almost over
         self._looking = False
         self._exited: deque[Exited] = deque(maxlen=REMEMBERED)
         self._agent: IChild | None = None
         self._some_registered = False
         self._quitting: int | None = None  # the exit status, once it is decided
         self._orders: dict[str, Callable[[str, int, Sequence[str], str], None]] = {
-            "start": lambda _name, number, *_: self.start(number),
+            "start": lambda _name, number, *_: self._start_more(number),
             "stop": lambda name, *_: self._end(name, STOPPED),
             "restart": lambda name, *_: self._end(name, RESTARTED),
             "signal": lambda name, number, *_: self._signal(name, number),
@@ -173,6 +186,7 @@ class Nanny:
             "exited": list(self._exited),
             "stuck": self._stuck_engines(),
             "folder": os.fspath(self._folder),
+            "leaving": self._leaving,
         }
 
     def start_agent(self) -> None:
@@ -192,7 +206,13 @@ class Nanny:
         """Fork `n` more engines."""
         for _ in range(n):
             if self._quitting is None:
-                self._fork(-1, deque(maxlen=DEATHS), {})
+                self._fork(-1 if self._rank is None else self._rank, deque(maxlen=DEATHS), {})
+
+    def _start_more(self, n: int) -> None:
+        if self._rank is None:
+            self.start(n)
+        else:
+            log.warning("no engine is started here: an MPI job keeps the size it began with")
 
     def _fork(self, id: int, deaths: deque[float], replaces: dict[str, str]) -> None:
         name = uuid.uuid4().hex
@@ -234,6 +254,8 @@ class Nanny:
                 log.warning("the controller ordered %r, which is not known here", what)
             else:
                 order(*details)
+        for line in message.get("trouble", ()):
+            log.warning("%s", line)
         if "lost" in message:
             log.error("%s All engines here are stopped.", message["lost"])
             self.quit(NO_CONTROLLER)
@@ -291,13 +313,23 @@ class Nanny:
 
     # -- ending ----------------------------------------------------------------
 
-    def quit(self, status: int = ENDED) -> None:
-        """Stop all engines, then the agent, then be done with exit status `status`."""
+    def quit(self, status: int = ENDED, why: str = STOPPED) -> None:
+        """Stop all engines, because of `why`, then the agent, then be done with exit status `status`."""
         if self._quitting is None:
             self._quitting = status
             for name in list(self.engines):
-                self._end(name, STOPPED)
+                self._end(name, why)
             self._finish()
+
+    def leave(self, seconds: float) -> None:
+        """All quit within `seconds`: until then nothing new is begun."""
+        log.info("the job's time is almost over: the engines leave within %.0f s", seconds)
+        self._leaving, self._restart = seconds, False
+        self._tell_agent({"leaving": seconds})
+
+    def signalled(self) -> None:
+        """SIGTERM or SIGINT: quit. That is also how a rank hears that another one has ended the job."""
+        self.quit(why=STOPPED if self._rank is None else JOB_ENDED)
 
     def _finish(self) -> None:
         """Where no engine is left: let the agent tell the rest and go."""
@@ -318,7 +350,8 @@ class Nanny:
             return
         if not engine.request:
             engine.child.kill(signal.SIGTERM)
-            self._zygote.callLater(GRACE, lambda: engine.child.kill_group() if name in self.engines else None)
+            grace = GRACE if self._rank is None else RANK_GRACE
+            self._zygote.callLater(grace, lambda: engine.child.kill_group() if name in self.engines else None)
         if engine.request != STOPPED:
             engine.request = request
 
@@ -332,6 +365,12 @@ class Nanny:
     # -- after the end -----------------------------------------------------------
 
     def _engine_ended(self, engine: Engine, status: int) -> None:
+        if status or engine.request or engine.reason:
+            self._engine_gone(engine, status)
+        else:  # in order, though we did not ask: who told it to may be about to tell us
+            self._zygote.callLater(TOLD_TOO, lambda: self._engine_gone(engine, status))
+
+    def _engine_gone(self, engine: Engine, status: int) -> None:
         del self.engines[engine.uuid]
         cause = engine.request or engine.reason or exit_words(status)
         if cause == exit_words(-signal.SIGKILL) and self._memory.killed(self._zygote.seconds()):
@@ -351,15 +390,19 @@ class Nanny:
             self._tell_exited(exited)
             mine = {"uuid": engine.uuid, "cause": cause, "output": output}
             self._fork(engine.id, engine.deaths, mine if engine.registered else engine.replaces)
+        elif self._rank is None:
+            asked = engine.request == STOPPED and self._leave_when_empty
+            self._gone(exited, ENDED if asked else NO_ENGINE)
         else:
-            self._gone(exited)
+            self._gone(exited, ENDED if engine.request == STOPPED else status or RANK_ENDED)
 
-    def _gone(self, exited: Exited) -> None:
-        """An engine ended, or never was, and nothing takes its place."""
+    def _gone(self, exited: Exited, status: int = NO_ENGINE) -> None:
+        """An engine ended, or never was, and nothing takes its place; `status` is ours, if that is all."""
         self._tell_exited(exited)
         self._tell_agent({"engines": self._pids()})
-        if self._quitting is None and not self.engines and not self._some_registered:
-            self.quit(NO_ENGINE)
+        needless = self._rank is not None or not self._some_registered or self._leave_when_empty
+        if self._quitting is None and not self.engines and needless:
+            self.quit(status)
         else:
             self._finish()
 
@@ -368,6 +411,8 @@ class Nanny:
         self._tell_agent({"exited": exited})
 
     def _is_replaced(self, engine: Engine) -> bool:
+        if self._rank is not None:
+            return False
         if self._quitting is not None or engine.request:
             return self._quitting is None and engine.request not in ("", STOPPED)
         engine.deaths.append(self._zygote.seconds())
@@ -385,34 +430,3 @@ class Nanny:
         log.error("the agent, our link to the controller, ended: %s; restarted", exit_words(status))
         young = self._zygote.seconds() - born < AGENT_DELAY
         self._zygote.callLater(AGENT_DELAY if young else 0.0, self.start_agent)
-
-
-def log_path(folder: Path, uuid: str) -> Path:
-    """The file that takes the stderr of an engine."""
-    return folder / f"engine-{uuid}.log"
-
-
-def remove_empty_logs(log: Path) -> None:
-    """Remove those of an engine's files that say nothing."""
-    remove_if_empty(log)
-    remove_if_empty(out_path(log))
-
-
-def last_words(log: Path) -> str:
-    """The last lines of an engine's log; of a stack that the interpreter shows, what is the user's code."""
-    lines = tail(log, lines=LONG_OUTPUT).splitlines()
-    stacks = [i for i, text in enumerate(lines) if text.startswith("Fatal Python error: ")]
-    start = len(lines) - 1
-    while start > 0 and lines[start].startswith("  "):
-        start -= 1
-    if lines and lines[start] == _STACK:  # written on request, see `_help`
-        stacks.append(start)
-    if not stacks:
-        return "\n".join(lines[-OUTPUT_LINES:])
-    # The most recent call comes first; below the user's code there is ours.
-    stack = takewhile(lambda text: _OURS not in text, lines[stacks[-1] :])
-    return "\n".join(islice(stack, OUTPUT_LINES))
-
-
-_OURS = os.path.dirname(__file__) + os.sep
-_STACK = "Stack (most recent call first):"

@@ -14,7 +14,14 @@ from ipython1.kernel.engine.postmortem import LastFailure
 from ipython1.kernel.engine.shell import EngineShell
 from ipython1.kernel.engine.this_engine import ThisEngine, set_current
 from ipython1.kernel.error import UnknownResult
-from ipython1.kernel.wire.objects import OUT_OF_BAND, dumps, loads, loads_call, loads_functions
+from ipython1.kernel.wire.objects import (
+    OUT_OF_BAND,
+    dumps,
+    dumps_values,
+    loads,
+    loads_call,
+    loads_functions,
+)
 
 Buffer = Union[bytes, bytearray, memoryview]
 Parts = Sequence[Buffer]
@@ -58,6 +65,8 @@ class Operations:
         """
         with self.shell.active():
             value = self.perform(op, args, parts)
+            if op == "give":
+                return user_code(dumps_values, value)
             return [pickle.dumps(value, protocol=5)] if op in _PLAIN else self.dumped(value)
 
     def dumped(self, value: Any) -> list[bytes | memoryview]:
@@ -118,6 +127,9 @@ class Operations:
 
     def _pull(self, args: Args, parts: Parts) -> list[Any]:
         return self.values(args["keys"])
+
+    def _give(self, args: Args, parts: Parts) -> dict[str, Any]:
+        return dict(zip(args["names"], self.values(args["keys"]), strict=True))
 
     def _delete(self, args: Args, parts: Parts) -> None:
         self.values(args["keys"])
@@ -183,6 +195,7 @@ _TABLE: dict[str, Callable[[Operations, Args, Parts], Any]] = {
     "push_function": Operations._push,
     "pull": Operations._pull,
     "pull_function": Operations._pull,
+    "give": Operations._give,
     "delete": Operations._delete,
     "has": Operations._has,
     "keys": Operations._keys,

@@ -88,14 +88,15 @@ class Outbox:
 
         `behind`: other jobs, that will not run because of it.
         """
-        self._done.append((job, self._copied(job, status, parts), behind))
+        self._done.append((job, self.outcome(job, status, parts), behind))
         if not self._loop.has_next():
             self._hop(self.flush)
         elif not self._done_planned:
             self._done_planned = True
             self._hop(self._plan_flush)
 
-    def _copied(self, job: AnyJob, status: str, parts: Sequence[Buffer]) -> Outcome:
+    def outcome(self, job: AnyJob, status: str, parts: Sequence[Buffer]) -> Outcome:
+        """What came of a job, copied; any thread."""
         if len(parts) == 1 and type(parts[0]) is bytes and len(parts[0]) < INLINE_LIMIT:
             return Outcome(status, (parts[0],), {})
         name = self._blob_name(job, f"{job.attempt or ''}r")

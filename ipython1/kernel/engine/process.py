@@ -27,6 +27,7 @@ from ipython1.kernel.processes import kill_group
 from ipython1.kernel.wire.arena import Arena
 from ipython1.kernel.wire.links import FoolscapDialer
 from ipython1.kernel.wire.shared import SharedMemory
+from ipython1.kernel.wire.tunnels import Tunnel
 
 #: Seconds in which the last results must have left, once the engine was told to stop. The nanny
 #: waits for longer before it kills.
@@ -35,6 +36,9 @@ DRAIN_TIME = 1.0
 COLLECT_INTERVAL = 0.2
 #: Seconds that running code gets to end, where the controller is gone for good.
 LAST_GRACE = 2.0
+#: Seconds in which the controller must answer a dial. Where thousands dial at the same time, each waits for
+#: the others; who gives up too early makes it only worse.
+ANSWER_TIME = 30.0
 #: Seconds a nanny looks for the controller when it starts.
 START_PATIENCE = 30.0
 
@@ -46,23 +50,24 @@ def preload() -> EngineShell:
     return EngineShell()
 
 
-def engine_main(furl: str, shell: EngineShell) -> EngineMain:
-    """What makes main functions of engines, for a `Nanny`."""
+def engine_main(furl: str, shell: EngineShell, tunnel: Tunnel | None = None) -> EngineMain:
+    """What makes main functions of engines, for a `Nanny`; all of them share its tunnel."""
 
     def make(identity: dict[str, Any], board: Board) -> Any:
         def main(end: socket.socket) -> int:
-            return EngineProcess(fresh_reactor(), identity, end, FoolscapDialer(furl), shell, board).run()
+            dialer = FoolscapDialer(furl, connect_timeout=ANSWER_TIME, tunnel=tunnel)
+            return EngineProcess(fresh_reactor(), identity, end, dialer, shell, board).run()
 
         return main
 
     return make
 
 
-def agent_main(furl: str) -> AgentMain:
+def agent_main(furl: str, tunnel: Tunnel | None = None) -> AgentMain:
     """What makes main functions of agents, for a `Nanny`."""
 
     def make(facts: dict[str, Any]) -> Any:
-        dialer = partial(FoolscapDialer, furl)
+        dialer = partial(FoolscapDialer, furl, connect_timeout=ANSWER_TIME, tunnel=tunnel)
         return lambda end: run_agent(
             facts, end, dialer, patience=START_PATIENCE, grace=SHARE * CONTROLLER_GRACE
         )
@@ -149,6 +154,7 @@ class EngineProcess:
         self._reactor.callLater(COLLECT_INTERVAL, self._collect_output)
 
     def _stop(self) -> None:
+        self._engine.service.leave()
         self._engine.loop.stop()
         self._engine.loop.interrupt()
 

@@ -33,7 +33,9 @@ from ipython1.kernel.wire.records import (
     Input,
     Interrupt,
     Record,
+    Result,
     Seek,
+    Share,
     Submit,
     Taken,
     Withdraw,
@@ -87,6 +89,9 @@ class EngineService:
         self._asking = asking
         self._identity = dict(identity)
         self._on_registered = on_registered
+        self._leaving = False
+        self._interrupted: AnyJob | None = None
+        self._shared = shared
         hop: Callable[..., None] = getattr(clock, "callFromThread", _call_now)
         self._connection = Connection(
             clock,
@@ -111,6 +116,7 @@ class EngineService:
             Cancel: self._commands.cancel,
             Fetch: self._commands.fetch,
             Forget: self._commands.forget,
+            Result: self._commands.source_here,
             Batch: self._tasks.batch,
             Work: self._tasks.work,
             Withdraw: self._withdraw,
@@ -121,6 +127,7 @@ class EngineService:
             Departed: self._departed,
             Chunk: self._blobs.chunk_received,
             Grant: self._blobs.grant_received,
+            Share: self._blobs.share_received,
         }
 
     @property
@@ -131,6 +138,10 @@ class EngineService:
     def start(self) -> None:
         """Connect and register."""
         self._connection.start(patience=CONTROLLER_GRACE)
+
+    def leave(self) -> None:
+        """This engine is to end: what that interrupts fails with it, or runs elsewhere."""
+        self._leaving, self._interrupted = True, self._loop.running
 
     def stop(self) -> Deferred[None]:
         """Disconnect, after what was said has arrived."""
@@ -147,6 +158,8 @@ class EngineService:
 
     def job_done(self, job: AnyJob, status: str, parts: Sequence[Buffer]) -> None:
         """A job ended; the next one starts when this returns, and may change what `parts` are views of."""
+        if self._leaving and (status == "error" or (isinstance(job, Task) and job is self._interrupted)):
+            return  # a task may be made of several calls, and have an interrupted one among its results
         behind: Sequence[AnyJob] = ()
         if status != "ok" and isinstance(job, Command) and job.submit.stop >= 0:
             behind = self._commands.stop_behind(job)
@@ -160,7 +173,8 @@ class EngineService:
 
     def _detail(self) -> dict[str, Any]:
         clients = sorted(self._commands.clients | self._tasks.clients)
-        return {**self._identity, "held": self._commands.held(), "clients": clients}
+        memory = self._shared.host if self._shared is not None else ""
+        return {**self._identity, "held": self._commands.held(), "clients": clients, "memory": memory}
 
     def _welcomed(self, detail: dict[str, Any], resumed: bool) -> None:
         self._outbox.engine = self._identity["wanted"] = detail["id"]

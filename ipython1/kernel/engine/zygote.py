@@ -31,6 +31,14 @@ Main = Callable[[socket.socket], int]
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
 
+class IFile(Protocol):
+    """What can be watched."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
 class IChild(Protocol):
     """A forked child, seen from its parent."""
 
@@ -195,6 +203,7 @@ class Zygote:
         self._interrupted = interrupted
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
+        self._watched: list[IFile] = []
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._wake, self._wakeup = socket.socketpair()
@@ -211,6 +220,16 @@ class Zygote:
     def callLater(self, delay: float, call: Callable[[], None]) -> None:
         """Call `call` after `delay` seconds."""
         heapq.heappush(self._calls, (self.seconds() + delay, next(self._order), call))
+
+    def watch(self, file: IFile, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever there is something to read. In a child the file is closed."""
+        self._selector.register(file, selectors.EVENT_READ, lambda _events: ready())
+        self._watched.append(file)
+
+    def unwatch(self, file: IFile) -> None:
+        """Watch it no longer."""
+        self._selector.unregister(file)
+        self._watched.remove(file)
 
     def fork(
         self,
@@ -295,6 +314,9 @@ class Zygote:
         for child in self._children.values():
             child.forget()
         self._children.clear()
+        for file in self._watched:
+            file.close()
+        self._watched.clear()
         self._wake.close()
         self._wakeup.close()
 

@@ -19,9 +19,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import PickleBuffer
-from typing import Any, NamedTuple
+from typing import Any
 
 from ipython1.kernel.wire.blocks import Block, Piece, best
+from ipython1.kernel.wire.drafts import Draft, Ranges, Segment
 from ipython1.kernel.wire.mappings import PAGE, room
 from ipython1.kernel.wire.segments import (
     is_unseen,
@@ -42,17 +43,6 @@ ASKED_IN_PUT = 16
 ASKED_IN_TRIM = 256  # also in a put that finds no room
 
 log = logging.getLogger(__name__)
-
-
-class Segment(NamedTuple):
-    """Bytes in shared memory, as `Arena.put` laid them out; its own pieces serve `attach`."""
-
-    #: ``folder/file``, good in every process with the same `host_token`.
-    name: str
-    #: Bytes from the beginning to the end of the last buffer.
-    size: int
-    #: Offset (a multiple of `PAGE`) and length of each buffer.
-    ranges: tuple[tuple[int, int], ...]
 
 
 class Arena:
@@ -137,11 +127,28 @@ class Arena:
             if last:
                 self._tell(f"shared memory can't be written ({error.strerror})")
             return None
+        return self._publish(home, block, size, tuple(place for place, _ in pieces))
+
+    def _publish(self, home: Path, block: Block, size: int, ranges: Ranges) -> Segment | None:
         with self._lock:
             if self._home != home:
                 return None  # closed, or the folder was lost, while we wrote
             self._published[block.file] = block
-        return Segment(f"{home.name}/{block.file}", size, tuple(place for place, _ in pieces))
+        return Segment(f"{home.name}/{block.file}", size, ranges)
+
+    def draft(self, size: int) -> Draft | None:
+        """A segment of one buffer, to be filled bit by bit; None where there is no room."""
+        if not size or not self._ours():
+            return None
+        with self._lock:
+            home = self._open_home()
+            try:
+                block = None if home is None else self._take(home, size)
+            except OSError:
+                return None
+        return (
+            None if home is None or block is None else Draft(home, block, size, self._publish, self._discard)
+        )
 
     def release(self, name: str) -> None:
         """Nobody may attach `name` any more; those who have go on undisturbed. Again does no harm.
@@ -271,6 +278,11 @@ class Arena:
             os.unlink(home / block.file)
         except OSError:
             pass  # gone already, or the next sweep takes it
+
+    def _discard(self, home: Path, block: Block) -> None:
+        with self._lock:
+            if self._home == home:
+                self._unlink(home, block)
 
     def _failed(self, home: Path, block: Block) -> None:
         """A segment could not be written: make room, or begin anew where the folder is gone."""

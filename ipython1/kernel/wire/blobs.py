@@ -7,12 +7,15 @@ sent. The sender then keeps a few chunks of it on the way and goes on as the
 final receiver grants more, so that control records stand between the chunks
 and nothing in the middle has to store a whole blob. Without shared memory the
 sender begins at once.
+
+What several engines of another host are sent goes to one of them, which
+shares it with the others; the controller says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Union, cast
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -20,7 +23,9 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import SerializationError
 from ipython1.kernel.interfaces import IBlobStore
-from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Part, Record
+from ipython1.kernel.wire.arriving import Arriving
+from ipython1.kernel.wire.arriving import Buffer as Buffer
+from ipython1.kernel.wire.records import CHUNK_SIZE, BlobRef, Chunk, Grant, Part, Record, Share
 from ipython1.kernel.wire.shared import SharedMemory
 
 #: Bytes of one blob on the way, at most.
@@ -34,8 +39,6 @@ TRIM_INTERVAL = 1.0
 #: Offset of the `Chunk` that tells that a blob will never be whole.
 LOST = -1
 
-Buffer = Union[bytes, bytearray, memoryview]
-
 
 class _Outgoing:
     """A blob on its way: all before `sent` is with the session, all before `granted` with the receiver."""
@@ -46,17 +49,6 @@ class _Outgoing:
         self.data = data
         self.sent = 0
         self.granted = 0
-
-
-class _Incoming:
-    """A blob that arrives: `data` is filled up to `have`."""
-
-    __slots__ = ("data", "deferreds", "have")
-
-    def __init__(self, size: int) -> None:
-        self.data = bytearray(size)
-        self.have = 0
-        self.deferreds: list[Deferred[Buffer]] = []
 
 
 @implementer(IBlobStore)
@@ -85,7 +77,8 @@ class ChunkStore:
         self._outgoing: dict[str, _Outgoing] = {}
         self._waiting: dict[str, dict[str, None]] = {}  # by client
         self._active: dict[str, int] = {}  # of `_outgoing`, by client
-        self._incoming: dict[str, _Incoming] = {}
+        self._incoming: dict[str, Arriving] = {}
+        self._carried: dict[str, str] = {}  # places of what came here for others of this host as well
 
     # -- sending --------------------------------------------------------------
 
@@ -174,9 +167,13 @@ class ChunkStore:
         self._outgoing.clear()
         self._active.clear()
         self._waiting.clear()
+        for blob in list(self._carried):
+            self._end_sharing(blob)
 
     def grant_received(self, grant: Grant) -> None:
         """The receiver took all before an offset (less than before: it begins anew), or stops."""
+        if grant.offset < 0:
+            self._end_sharing(grant.blob)
         data = self._held.get(grant.blob)
         if data is None:
             return
@@ -243,22 +240,24 @@ class ChunkStore:
                 deferred.callback(data)
                 return deferred
             try:
-                incoming = _Incoming(size)
+                incoming = Arriving(size)
             except (MemoryError, OverflowError):
                 deferred.errback(MemoryError(f"no room for {size} bytes"))
                 return deferred
             if not size:
-                deferred.callback(incoming.data)
+                deferred.callback(bytearray())
                 return deferred
             self._incoming[blob] = incoming
         incoming.deferreds.append(deferred)
         self.ask_again(blob)
         return deferred
 
-    def ask_again(self, blob: str) -> None:
-        """Tell the sender how far an expected blob is."""
-        if blob in self._incoming:
-            self._send(Grant(blob, self._incoming[blob].have))
+    def ask_again(self, blob: str) -> bool:
+        """Tell the sender how far a blob is; False: it is not expected."""
+        incoming = self._incoming.get(blob)
+        if incoming is not None:
+            self._send(Grant(blob, incoming.have))
+        return incoming is not None
 
     def ask_for_all(self) -> None:
         """Tell the sender how far all expected blobs are: it may have lost count while the link was."""
@@ -267,7 +266,9 @@ class ChunkStore:
 
     def drop(self, blob: str) -> None:
         """Expect `blob` no longer."""
-        self._incoming.pop(blob, None)
+        incoming = self._incoming.pop(blob, None)
+        if incoming is not None:
+            incoming.drop()
 
     def chunk_received(self, chunk: Chunk) -> None:
         """Take a chunk; one of a blob not expected is refused, a repeated one dropped."""
@@ -278,19 +279,61 @@ class ChunkStore:
         if incoming is None:
             self._send(Grant(chunk.blob, -1))
             return
-        end = chunk.offset + len(chunk.data)
-        if chunk.offset == incoming.have and end <= len(incoming.data):
-            incoming.data[chunk.offset : end] = chunk.data
-            incoming.have = end
+        if chunk.offset == incoming.have and chunk.offset + len(chunk.data) <= incoming.size:
+            if not incoming.add(chunk.data):
+                self._send(Share(chunk.blob, ""))
+            if incoming.have == incoming.size:
+                self._finish(chunk.blob, incoming)
+                return
         self._send(Grant(chunk.blob, incoming.have))
-        if incoming.have == len(incoming.data):
-            del self._incoming[chunk.blob]
-            for deferred in incoming.deferreds:
-                deferred.callback(incoming.data)
+
+    def share_received(self, share: Share) -> None:
+        """Share a blob that arrives with others of this host; or it lies at a place there already."""
+        incoming = self._incoming.get(share.blob)
+        if incoming is None:  # not expected any more: another one will have to
+            self._send(Grant(share.blob, -1))
+        elif not share.place:
+            if not incoming.share(self._shared):
+                self._send(Share(share.blob, ""))
+        else:
+            data = self._shared.take(share.place, incoming.size) if self._shared is not None else None
+            if data is None:
+                self._send(Share(share.blob, ""))
+                self.ask_again(share.blob)
+            else:
+                incoming.drop()
+                self._arrived(share.blob, incoming, data)
+
+    def _finish(self, blob: str, incoming: Arriving) -> None:
+        """All its bytes are here."""
+        found = incoming.finish(self._shared)
+        if found is None:
+            self._send(Share(blob, ""))
+            self.ask_again(blob)
+            return
+        place, data = found
+        if place:
+            self._end_sharing(blob)
+            self._carried[blob] = place
+            self._send(Share(blob, place))
+        self._arrived(blob, incoming, data)
+
+    def _arrived(self, blob: str, incoming: Arriving, data: Buffer) -> None:
+        del self._incoming[blob]
+        self._send(Grant(blob, incoming.size))
+        for deferred in incoming.deferreds:
+            deferred.callback(data)
+
+    def _end_sharing(self, blob: str) -> None:
+        place = self._carried.pop(blob, None)
+        if place is not None and self._shared is not None:
+            self._shared.release(place)
+            self._plan_trim()
 
     def _lost(self, blob: str) -> None:
         incoming = self._incoming.pop(blob, None)
         if incoming is not None:
+            incoming.drop()
             for deferred in incoming.deferreds:
                 deferred.errback(ConnectionError("its sender died before all of it was here"))
 

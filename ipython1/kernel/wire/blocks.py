@@ -56,7 +56,7 @@ class Block:
         if size > self.filled and size >= LARGE:
             mapping = self._fill_with_huge_pages(home)
         if size > self.filled or self.filled < STAY_MAPPED:
-            self._write_file(home, pieces, size)
+            self.write_file(home, pieces, size)
             return
         if mapping is None:
             mapping = self._map(home)
@@ -84,7 +84,8 @@ class Block:
         finally:
             os.close(fd)
 
-    def _write_file(self, home: Path, pieces: Iterable[Piece], size: int) -> None:
+    def write_file(self, home: Path, pieces: Iterable[Piece], size: int) -> None:
+        """The same through the file, which may be done piece by piece; `size` is that of all of them."""
         # New small pages are filled fastest by writing to the file, and where there is
         # no memory that is an error; touching a mapping would be a SIGBUS.
         fd = os.open(home / self.file, _FLAGS | os.O_CREAT, 0o600)

@@ -18,7 +18,7 @@ from ipython1.kernel.error import ConnectionFailed, IPython1Error, WireError
 from ipython1.kernel.interfaces import IDialer, ILink, ILinkSink
 from ipython1.kernel.wire.codec import decode, encode, pack, unpack_map
 from ipython1.kernel.wire.records import PROTOCOL, Hello, Record, Refusal, Welcome
-from ipython1.kernel.wire.session import Session
+from ipython1.kernel.wire.session import PEER_ACK_DELAY, Session, Timing
 
 #: Seconds before the second, and between later attempts to dial.
 FIRST_DELAY = 0.05
@@ -83,7 +83,8 @@ class Connection:
         self._on_lost = lost
         self._grace = grace
         self._share = share
-        self._session = Session(clock, self._receive)
+        self._timing = Timing(clock, PEER_ACK_DELAY)
+        self._session = Session(clock, self._receive, timing=self._timing)
         self._welcomed = ""  # id of the session that the controller has confirmed
         self._next = self._session.id  # ... of the one it opens where it does not know that
         self._early: list[bytes] | None = None  # batches that overtook the welcome
@@ -138,6 +139,7 @@ class Connection:
 
     def _close(self) -> None:
         self._session.end()
+        self._timing.stop()
         self._dialer.close().addBoth(self._has_closed)
 
     def _has_closed(self, result: Any) -> None:
@@ -177,7 +179,7 @@ class Connection:
         if not resumed:
             if self._welcomed:
                 self._session.end()
-                self._session = Session(self._clock, self._receive, id=self._next)
+                self._session = Session(self._clock, self._receive, id=self._next, timing=self._timing)
             self._welcomed, self._next = self._next, uuid.uuid4().hex
         self._linked_at = self._clock.seconds()
         try:

@@ -9,6 +9,7 @@ All that crosses Foolscap is bytes, and the references to the two links.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Container, Generator
 from functools import partial
 from typing import Any
@@ -23,23 +24,25 @@ from foolscap.api import (
 )
 from foolscap.constraint import ByteStringConstraint
 from foolscap.pb import Tub
-from foolscap.tokens import BananaError, NegotiationError, RemoteNegotiationError, Violation
-from OpenSSL import SSL
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, inlineCallbacks
-from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
+from foolscap.tokens import Violation
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, inlineCallbacks, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipython1.kernel.error import (
-    BadFURL,
-    ConnectionFailed,
-    NobodyListening,
-    NotAllowed,
-    WireError,
-    WrongController,
-)
+from ipython1.kernel.error import BadFURL, ConnectionFailed, NotAllowed, WireError
 from ipython1.kernel.interfaces import IDialer, ILink, ILinkSink
+from ipython1.kernel.wire.attempts import (
+    HUNG_UP,
+    OTHER_CERTIFICATE,
+    STRANGER,
+    Attempts,
+    in_words,
+    unreachable,
+)
 from ipython1.kernel.wire.bounds import Crowd
 from ipython1.kernel.wire.lanes import KINDS, TICKET_SIZE
 from ipython1.kernel.wire.moving import Move, Trust, Way, tls_way, unix_way
@@ -47,9 +50,12 @@ from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER, LONGEST, SHORTEST
 from ipython1.kernel.wire.session import BATCH_LIMIT
 from ipython1.kernel.wire.tlslane import certificate_of
 from ipython1.kernel.wire.tubs import make_certificate, make_tub, reactor, split_furl
+from ipython1.kernel.wire.tunnels import Tunnel
 
 #: Bytes of one argument at most: a batch, and the numbers around its records.
 ARGUMENT_LIMIT = BATCH_LIMIT + 64 * 1024
+#: Seconds in which a tunnel says why a connection through it failed.
+WORDS_TIME = 0.5
 BYTES = ByteStringConstraint(ARGUMENT_LIMIT)
 SHORT = ByteStringConstraint(1024)
 
@@ -197,9 +203,18 @@ class FoolscapDialer:
         Seconds from dialling to the answer.
     lanes : container of str
         Which of the `lanes.KINDS` a session may move to.
+    tunnel : Tunnel, optional
+        Leads to the places of the FURL. It is open; closing this closes it.
     """
 
-    def __init__(self, furl: str, *, connect_timeout: float = 10.0, lanes: Container[str] = KINDS) -> None:
+    def __init__(
+        self,
+        furl: str,
+        *,
+        connect_timeout: float = 10.0,
+        lanes: Container[str] = KINDS,
+        tunnel: Tunnel | None = None,
+    ) -> None:
         self._furl = furl.strip()
         self._lanes = lanes
         self._trust = Trust(reactor)
@@ -212,14 +227,24 @@ class FoolscapDialer:
         self._stopping: dict[Tub, Deferred[None]] = {}
         self._closed = False
         self._bad: BadFURL | None = None
+        self._tunnel = tunnel
+        self._places: list[str] = []
+        self._attempts: Attempts | None = None
         #: Who is dialled, as 'host:port'.
         self.address = "nowhere"
         try:
-            _, locations, _ = split_furl(furl)
+            _, self._places, _ = split_furl(furl)
         except BadFURL as error:
             self._bad = error
         else:
-            self.address = locations[0]
+            self.address = self._seen(self._places[0])
+
+    def _seen(self, place: str) -> str:
+        return place if self._tunnel is None else f"{place} through {self._tunnel.gateway}"
+
+    def trouble(self) -> list[tuple[str, str]]:
+        """Of the last dial, each place and why the controller was not found there, as far as is known."""
+        return [] if self._attempts is None else self._in_tunnel(self._attempts.reasons())
 
     def dial(self, hello: bytes, sink: ILinkSink) -> Deferred[tuple[bytes, ILink | None]]:
         """See `IDialer`."""
@@ -229,7 +254,9 @@ class FoolscapDialer:
             return fail(ConnectionFailed(address=self.address, reason="the connection was closed here"))
         # A Tub for each connection: a new one to the controller is never mistaken
         # for a duplicate of one that it does not know to be lost.
-        tub = make_tub(self._certificate, self._dead_after)
+        attempts = Attempts(reactor, self._places, self._tunnel.routes if self._tunnel else {})
+        self._attempts = attempts
+        tub = make_tub(self._certificate, self._dead_after, attempts)
         tub.startService()
         self._running.add(tub)
         link = FoolscapLink(sink, lambda: self._drop(tub))
@@ -243,7 +270,10 @@ class FoolscapDialer:
                 link.offered.addCallback(self._move, link, sink)
                 return result
             self._drop(tub)
-            return Failure(self._explain(result.value))
+            if self._tunnel is None:
+                return Failure(self._explain(result.value, attempts))
+            # What ssh has to say of it comes beside the connection, and maybe later.
+            return deferLater(reactor, WORDS_TIME, lambda: Failure(self._explain(result.value, attempts)))
 
         # Cancelled by us for any reason: `_explain` tells which.
         return deferred.addTimeout(self._timeout, reactor, lambda result, _: result).addBoth(ended)
@@ -256,6 +286,7 @@ class FoolscapDialer:
             door = yield tub.getReference(self._furl)
         except RemoteException:
             raise self._not_allowed() from None  # the name is unknown there
+        self.address = self._seen(tub.attempts.won())
         try:
             answer, remote, dead_after = yield door.callRemote("knock", hello, link)
         except Violation:
@@ -281,7 +312,10 @@ class FoolscapDialer:
         for tub in list(self._running):
             self._drop(tub)
         ends = [after(end) for end in self._stopping.values()]
-        return DeferredList([*ends, self._moves.empty()]).addCallback(lambda _: None)
+        return DeferredList([*ends, self._moves.empty()]).addCallback(lambda _: self._close_tunnel())
+
+    def _close_tunnel(self) -> Deferred[None]:
+        return succeed(None) if self._tunnel is None else deferToThread(self._tunnel.close)
 
     def _move(self, offer: tuple[str, bool, bytes], link: FoolscapLink, sink: ILinkSink) -> None:
         """Try to get the session to a lane."""
@@ -294,7 +328,7 @@ class FoolscapDialer:
         if tls and "tls" in self._lanes and self._trust:
             peer, pinned = link.transport.getPeer(), certificate_of(link.transport)
             if pinned:
-                ways.append(partial(tls_way, peer.host, peer.port, pinned))
+                ways.append(partial(tls_way, peer, pinned))
         if not ways:
             return
 
@@ -331,24 +365,27 @@ class FoolscapDialer:
     def _not_allowed(self) -> NotAllowed:
         return NotAllowed(what="connecting to this controller", address=self.address)
 
-    def _explain(self, error: BaseException | None) -> ConnectionFailed:
-        """What went wrong in our words; which exception says what was read in Foolscap's source."""
+    def _explain(self, error: BaseException | None, attempts: Attempts) -> ConnectionFailed:
+        """What went wrong, in our words."""
         if isinstance(error, ConnectionFailed):
             return error
-        if isinstance(error, ConnectionRefusedError):
-            return NobodyListening(address=self.address, reason="connection refused")
         if self._closed:
             return self._failed("the connection was closed here")
-        if isinstance(error, CancelledError):
+        late = isinstance(error, CancelledError)
+        if not attempts.over:
+            reasons = attempts.reasons(self._timeout if late else 0.0)
+            return unreachable(self._in_tunnel(reasons), socket.gethostname())
+        if late:
             return self._failed(f"no answer within {self._timeout:g} s")
-        if isinstance(error, (NegotiationError, RemoteNegotiationError)):
-            return self._failed(str(error))
-        if isinstance(error, (ConnectionDone, ConnectionLost, DeadReferenceError)):
-            return self._failed("it hung up during the handshake")
-        # Foolscap takes the bytes of a stranger apart without further ado.
-        if isinstance(error, (BananaError, SSL.Error, ValueError, LookupError, AssertionError)):
-            return WrongController(address=self.address)
-        return self._failed(str(error).rstrip(".") or type(error).__name__)
+        if error is None or isinstance(error, DeadReferenceError):
+            return self._failed(HUNG_UP)
+        return self._failed(in_words(error))
+
+    def _in_tunnel(self, reasons: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The reasons; a tunnel knows better why nobody answers behind it."""
+        said = self._tunnel and self._tunnel.words()
+        known = (OTHER_CERTIFICATE, STRANGER)
+        return [(place, said if said and reason not in known else reason) for place, reason in reasons]
 
 
 def after(event: Deferred[None]) -> Deferred[None]:

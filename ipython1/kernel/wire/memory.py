@@ -96,6 +96,10 @@ class MemoryDialer:
         for link in links:
             link.cut()
 
+    def trouble(self) -> list[tuple[str, str]]:
+        """See `IDialer`."""
+        return []
+
     def close(self) -> Deferred[None]:
         """Break all links, silently on this side."""
         links, self.links = self.links, []

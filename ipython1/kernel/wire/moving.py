@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.protocol import ClientFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -230,8 +231,10 @@ def unix_way(path: str, move: Move) -> Any:
     return move.reactor.connectUNIX(path, _LaneFactory(move, UnixLane), timeout=MOVE_TIME)
 
 
-def tls_way(host: str, port: int, pinned: bytes, move: Move) -> Any:
-    """To the controller's port, if its certificate (DER) is `pinned` there."""
+def tls_way(peer: Any, pinned: bytes, move: Move) -> Any:
+    """To the address that the Foolscap connection went to, if its certificate (DER) is `pinned` there."""
     move.tls_since = move.reactor.seconds()
-    lane = _LaneFactory(move, partial(TLSLane, pinned=pinned))
-    return move.reactor.connectTCP(host, port, tls_client(lane), timeout=MOVE_TIME)
+    lane = tls_client(_LaneFactory(move, partial(TLSLane, pinned=pinned)))
+    if isinstance(peer, UNIXAddress):  # of a tunnel
+        return move.reactor.connectUNIX(os.fsdecode(peer.name or b""), lane, timeout=MOVE_TIME)
+    return move.reactor.connectTCP(peer.host, peer.port, lane, timeout=MOVE_TIME)

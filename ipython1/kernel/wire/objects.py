@@ -123,6 +123,16 @@ def dumps(obj: Any, what: str = "the object", own: int = 0) -> list[bytes | memo
     return _dump(obj, what, own)[0]
 
 
+def dumps_values(values: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """Pickle a namespace; an error names the value that cannot be sent. See `dumps`."""
+    try:
+        return dumps(dict(values), "the namespace", own=1)
+    except SerializationError:
+        for name, value in values.items():
+            dumps(value, f"the value of {name!r}")
+        raise
+
+
 def dumps_call(
     f: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> list[bytes | memoryview]:

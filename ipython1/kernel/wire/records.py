@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Union
 
 #: Version of the protocol; both sides must have the same.
-PROTOCOL = 1
+PROTOCOL = 2
 #: Parts of at least this many bytes leave the record and become blobs.
 INLINE_LIMIT = 64 * 1024
 #: Bytes in one `Chunk`.
@@ -97,12 +97,15 @@ class Refusal(Record):
 
 @dataclass(frozen=True, slots=True)
 class Submit(Record):
-    """One operation for each of `targets`. The controller forwards it as it came.
+    """One operation for each of `targets`. The controller forwards it as it came; where they are many,
+    without those that do not concern the engine.
 
     Sent again to a controller that does not know of it, `again` has the uuid
     of the process behind each target when it was first sent (empty: unknown).
     Another process must not run it: the first one may have.
     `detached`: what comes of it is kept for other clients.
+    `source`: it has the parts of the result of that command, on engine `giver`;
+    that one is sent just before, with `gives`: its result is for engines only.
     """
 
     tag: ClassVar[int] = 10
@@ -116,6 +119,9 @@ class Submit(Record):
     parts: Parts
     again: Ids = ()
     detached: bool = False
+    source: str = ""
+    giver: int = -1
+    gives: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,10 @@ class Input(Record):
 
 @dataclass(frozen=True, slots=True)
 class Fetch(Record):
-    """Send again what is known of command `id`, but for its `first` events; or of it when it is there."""
+    """Send again what is known of command `id`, but for its `first` events; or of it when it is there.
+
+    From an engine, which may only ask for the `source` of a command that it has: its result.
+    """
 
     tag: ClassVar[int] = 13
     id: str
@@ -358,12 +367,27 @@ class Grant(Record):
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Share(Record):
+    """Where the engines of one host find a blob that was sent to one of them, in their shared memory.
+
+    Controller to that engine, with no `place`: others of your host wait for it
+    as well. From it: the whole blob lies at `place`; empty: it cannot be shared.
+    Controller to the others: take it from `place`. From them: empty, they cannot.
+    """
+
+    tag: ClassVar[int] = 32
+    blob: str
+    place: str
+
+
 # -- controller <-> client ------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Engines(Record):
-    """The engine table, after every change. `table`: msgpack map with engines and failures."""
+    """What has changed in the engine table. `table`: msgpack map with changed rows, the ids that are gone,
+    and new failures; for a client that was behind the whole one, as in a `Welcome`: engines and failures."""
 
     tag: ClassVar[int] = 40
     table: bytes
@@ -414,6 +438,14 @@ class Usage(Record):
 
     tag: ClassVar[int] = 51
     table: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving(Record):
+    """The engines of this nanny end within so many seconds: what they have not begun goes elsewhere."""
+
+    tag: ClassVar[int] = 53
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from zope.interface import implementer
 from ipython1.kernel.error import LaunchError, WireError
 from ipython1.kernel.files import ClusterFiles, write_private
 from ipython1.kernel.interfaces import IDoor, ILinkSink
+from ipython1.kernel.wire.addresses import WILDCARDS, interfaces, is_address, listening, outward, places
 from ipython1.kernel.wire.bounds import Complaints, Guests
 from ipython1.kernel.wire.lanes import KINDS
 from ipython1.kernel.wire.links import FoolscapLink, RIDoor, after
@@ -28,7 +29,6 @@ from ipython1.kernel.wire.tubs import (
     make_tub,
     open_port,
     publish,
-    split_location,
     why_not_listening,
 )
 
@@ -147,12 +147,14 @@ def serve(
     doors : dict
         One `IDoor` for each kind of FURL.
     ip : str
-        Address to listen on; ``0.0.0.0`` or ``::`` for all.
+        Address to listen on, or the name of an interface; ``0.0.0.0`` or ``::`` for all.
     port : int
         Port to listen on; 0 for any that is free.
     location : str, optional
         What stands in the FURLs: one or more ``host`` or ``host:port``, with
-        commas between; `ip` and the port where not given.
+        commas between. Where not given it is `ip`, or the addresses that other
+        hosts may reach this one at (see `addresses`), and the port. Where this
+        host finds it itself comes last.
     lanes : container of str
         Which of the `lanes.KINDS` peers are invited to.
     dead_after : float
@@ -177,7 +179,9 @@ def _serve(
     dead_after: float,
 ) -> Listener:
     try:
-        places = split_location(location or ip)
+        table = interfaces() if ip in WILDCARDS or not is_address(ip) else {}
+        ip = listening(ip, table)
+        named = places(ip, location, table, outward() if table else "")
     except ValueError as error:
         raise _not_started(str(error)) from None
     try:
@@ -206,7 +210,7 @@ def _serve(
         bound = open_port(reactor, tub, ip, port, tell_apart)
     except CannotListenError as error:
         raise _not_started(why_not_listening(error, ip, port)) from None
-    tub.setLocation(*(f"tcp:{host}:{given or bound}" for host, given in places))
+    tub.setLocation(*dict.fromkeys(f"tcp:{host}:{given or bound}" for host, given in named))
     tub.startService()
     try:
         write_private(files.certificate, certificate)
@@ -221,7 +225,7 @@ def _serve(
         lanes.stop()
         tub.stopService()
         raise _not_started(f"{files.security} cannot be written to ({error.strerror})") from None
-    return Listener(tub, places[0][0], bound, furls, lanes, sniffing)
+    return Listener(tub, named[0][0], bound, furls, lanes, sniffing)
 
 
 def _not_started(reason: str) -> LaunchError:

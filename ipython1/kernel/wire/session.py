@@ -32,6 +32,7 @@ from ipython1.kernel.error import WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink
 from ipython1.kernel.wire.bounds import Complaints
 from ipython1.kernel.wire.codec import unpack_bounded
+from ipython1.kernel.wire.rounds import Round
 
 #: Bytes sent and not yet acknowledged, at most (one record may exceed it).
 WINDOW = 8 * 1024 * 1024
@@ -39,12 +40,34 @@ WINDOW = 8 * 1024 * 1024
 BATCH_SIZE = 1024 * 1024
 #: Largest batch a link must carry, in bytes.
 BATCH_LIMIT = 8 * 1024 * 1024
-#: Seconds an acknowledgement waits for a batch that goes the same way.
+#: Seconds an acknowledgement waits for a batch that goes the same way. Clients and engines wait for one
+#: when they leave; the controller waits for none.
 ACK_DELAY = 0.02
+PEER_ACK_DELAY = 0.25
 #: Received bytes that are acknowledged at once.
 ACK_BYTES = 1024 * 1024
 
 log = Logger()
+
+
+class Timing:
+    """When sessions send, and when they acknowledge; one for all sessions of a process is cheapest.
+
+    Parameters
+    ----------
+    clock : IReactorTime
+    ack_delay : float
+        Seconds that an acknowledgement waits for a batch that goes the same way, at most.
+    """
+
+    def __init__(self, clock: Any, ack_delay: float = ACK_DELAY) -> None:
+        self.soon = Round(clock, 0.0)
+        self.later = Round(clock, ack_delay)
+
+    def stop(self) -> None:
+        """End the timers; nothing is sent any more."""
+        self.soon.stop()
+        self.later.stop()
 
 
 @implementer(ILinkSink)
@@ -63,6 +86,8 @@ class Session:
         Called when the grace time has run out.
     id : str, optional
         Unguessable name of the session; made where not given.
+    timing : Timing, optional
+        Shared with other sessions; whoever made it stops it.
     """
 
     def __init__(
@@ -73,6 +98,7 @@ class Session:
         grace: float | None = None,
         ended: Callable[[], None] | None = None,
         id: str | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.id = id or uuid.uuid4().hex
         #: Number of the last record taken from the peer.
@@ -96,8 +122,10 @@ class Session:
         self._in_flight = 0  # bytes between _acked and _sent
         self._unacked_bytes = 0  # received since our last ack went out
         self._ack_owed = False
-        self._flush_call: Any = None
-        self._ack_call: Any = None
+        self._timing = timing or Timing(clock)
+        self._shares_timing = timing is not None
+        self._flush_planned = False
+        self._ack_planned = False
         self._grace_call: Any = None
         self._start_grace()
 
@@ -133,8 +161,8 @@ class Session:
         self._last += 1
         self._outbox[self._last] = record
         self.outbox_bytes += len(record)
-        if self._flush_call is None and self._link is not None:
-            self._flush_call = self.clock.callLater(0, self._flush)
+        if not self._flush_planned and self._link is not None:
+            self._plan_flush()
 
     def when_drained(self, callback: Callable[[], None], left: int = 0) -> None:
         """Call once when at most `left` bytes are not acknowledged (at once where that is so)."""
@@ -143,11 +171,15 @@ class Session:
         else:
             callback()
 
+    def _plan_flush(self) -> None:
+        self._flush_planned = True
+        self._timing.soon.add(self._flush)
+
     def _flush(self) -> None:
-        self._flush_call = None
         link = self._link
-        if link is None:
+        if link is None or not self._flush_planned:
             return
+        self._flush_planned = False
         while self._sent < self._last and self._in_flight < WINDOW:
             first, records, size = self._sent + 1, [], 0
             while self._sent < self._last and (not size or size < BATCH_SIZE):
@@ -204,8 +236,8 @@ class Session:
             self._sent = self._acked
         if self._on_drained:
             self._tell_drained()
-        if self._sent < self._last and self._flush_call is None and self._link is not None:
-            self._flush_call = self.clock.callLater(0, self._flush)
+        if self._sent < self._last and not self._flush_planned and self._link is not None:
+            self._plan_flush()
 
     def _tell_drained(self) -> None:
         waiting, self._on_drained = self._on_drained, []
@@ -216,18 +248,20 @@ class Session:
                 callback()
 
     def _plan_ack(self) -> None:
-        if not self._ack_owed or self._link is None or self._flush_call is not None:
+        if not self._ack_owed or self._link is None or self._flush_planned:
             return
         if self._unacked_bytes >= ACK_BYTES:
-            self._flush_call = self.clock.callLater(0, self._flush)
-        elif self._ack_call is None:
-            self._ack_call = self.clock.callLater(ACK_DELAY, self._ack_due)
+            self._plan_flush()
+        elif not self._ack_planned:
+            self._ack_planned = True
+            self._timing.later.add(self._ack_due)
 
     def _ack_due(self) -> None:
-        # Not cancelled by a batch that took the ack along: a timer made anew for each of them costs more.
-        self._ack_call = None
-        if self._ack_owed and self._flush_call is None:
+        # Planned once, also where a batch takes the ack along meanwhile.
+        if self._ack_planned and self._ack_owed and self._link is not None and not self._flush_planned:
+            self._flush_planned = True
             self._flush()
+        self._ack_planned = False
 
     # -- links ----------------------------------------------------------------
 
@@ -252,7 +286,7 @@ class Session:
         self._in_flight = 0
         self._take_ack(peer_received)
         self._link = link
-        self._flush_call = self.clock.callLater(0, self._flush)
+        self._plan_flush()
 
     def link_lost(self, link: ILink | None) -> None:
         """The present link is gone; older ones don't matter."""
@@ -280,15 +314,17 @@ class Session:
         self._outbox.clear()
         self._on_drained.clear()
         self.outbox_bytes = 0
+        if not self._shares_timing:
+            self._timing.stop()
         link, self._link = self._link, None
         if link is not None:
             link.close()
 
     def _cancel_timers(self) -> None:
-        for call in (self._flush_call, self._ack_call, self._grace_call):
-            if call is not None:
-                call.cancel()
-        self._flush_call = self._ack_call = self._grace_call = None
+        self._flush_planned = self._ack_planned = False
+        if self._grace_call is not None:
+            self._grace_call.cancel()
+            self._grace_call = None
 
 
 def _decode_batch(batch: bytes) -> tuple[int, int, tuple[bytes, ...]]:

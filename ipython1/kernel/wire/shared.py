@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ipython1.kernel.wire.arena import Arena
+from ipython1.kernel.wire.drafts import Draft, Segment
 from ipython1.kernel.wire.segments import attach, host_token
 
 
@@ -32,7 +33,8 @@ class SharedMemory:
         self._uses: Counter[str] = Counter()  # places not released yet, by segment
 
     @cached_property
-    def _host(self) -> str:
+    def host(self) -> str:
+        """What those have in common who can share memory; empty where there is none."""
         token = host_token()
         return hashlib.sha256(token.encode()).hexdigest()[:16] if token is not None else ""
 
@@ -43,9 +45,20 @@ class SharedMemory:
 
     def put(self, buffers: Sequence[Any]) -> list[tuple[str, memoryview]] | None:
         """Copy `buffers`; returns their places, and views of the copies. None: there is no room."""
-        if not self._host:
+        if not self.host:
             return None
-        segment = self._arena.put(buffers)
+        return self._placed(self._arena.put(buffers))
+
+    def draft(self, size: int) -> Draft | None:
+        """Room for a buffer that arrives bit by bit. None: there is none."""
+        return self._arena.draft(size) if self.host else None
+
+    def publish(self, draft: Draft) -> tuple[str, memoryview] | None:
+        """As `put`, of a draft that is full. None: its memory was lost."""
+        placed = self._placed(draft.publish())
+        return placed[0] if placed is not None else None
+
+    def _placed(self, segment: Segment | None) -> list[tuple[str, memoryview]] | None:
         if segment is None:
             return None
         views = attach(segment.name, segment.ranges)
@@ -54,7 +67,7 @@ class SharedMemory:
             return None
         with self._lock:
             self._uses[segment.name] += len(views)
-        places = [f"{self._host}:{segment.name}:{offset}" for offset, _ in segment.ranges]
+        places = [f"{self.host}:{segment.name}:{offset}" for offset, _ in segment.ranges]
         return list(zip(places, views, strict=True))
 
     def release(self, place: str) -> None:
@@ -71,7 +84,7 @@ class SharedMemory:
         """The bytes at `place`, writable and private; None where they cannot be had here."""
         host, _, rest = place.partition(":")
         name, _, offset = rest.rpartition(":")
-        if not self._host or host != self._host or not offset.isdecimal():
+        if not self.host or host != self.host or not offset.isdecimal():
             return None
         views = attach(name, [(int(offset), size)])
         return views[0] if views is not None else None

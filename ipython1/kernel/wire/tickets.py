@@ -23,6 +23,8 @@ from ipython1.kernel.wire.tlslane import TLSLane, tls_server
 
 #: Seconds that a ticket is good for.
 TICKET_TIME = 20.0
+#: Lanes that may wait to be accepted: who finds no room takes TLS instead, which costs more.
+BACKLOG = 1024
 #: Seconds that the handshake of a lane may take, TLS included.
 HANDSHAKE_TIME = 10.0
 
@@ -70,7 +72,7 @@ class LaneServer:
         path.unlink(missing_ok=True)  # of a controller that was killed
         factory = Factory.forProtocol(partial(self._visit, UnixLane))
         factory.noisy = False
-        self._port = self._reactor.listenUNIX(os.fspath(path), factory, mode=0o600)
+        self._port = self._reactor.listenUNIX(os.fspath(path), factory, backlog=BACKLOG, mode=0o600)
         self.path = path
 
     def tls_factory(self, certificate: bytes) -> Any:

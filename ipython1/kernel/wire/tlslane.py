@@ -13,15 +13,13 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
-from twisted.internet.interfaces import (
-    IHandshakeListener,
-    IOpenSSLClientConnectionCreator,
-    IOpenSSLServerConnectionCreator,
-)
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import ClientFactory, Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from ipython1.kernel.wire.contexts import SharedContext
 from ipython1.kernel.wire.lanes import LaneLink, Owner
 from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER
 from ipython1.kernel.wire.sniffing import MAGIC
@@ -52,7 +50,8 @@ class TLSLane(LaneLink):
 
     def connectionMade(self) -> None:
         """Batches are small, and waited for."""
-        self.transport.setTcpNoDelay(True)
+        if not isinstance(self.transport.getPeer(), UNIXAddress):  # of a tunnel
+            self.transport.setTcpNoDelay(True)
 
     def handshakeCompleted(self) -> None:
         """Look who is there, then begin."""
@@ -82,7 +81,10 @@ def tls_server(certificate: bytes, make: Callable[[], LaneLink]) -> TLSMemoryBIO
     make : callable
         Makes the lane of each connection.
     """
-    factory = TLSMemoryBIOFactory(_Server(certificate), False, Factory.forProtocol(make))
+    context = _context()
+    context.use_certificate(x509.load_pem_x509_certificate(certificate))
+    context.use_privatekey(serialization.load_pem_private_key(certificate, None))  # type: ignore[arg-type]
+    factory = TLSMemoryBIOFactory(SharedContext(context), False, Factory.forProtocol(make))
     factory.protocol = TLSMemoryBIOProtocol  # the default one holds writes back for a turn of the reactor
     factory.noisy = False
     return factory
@@ -90,7 +92,7 @@ def tls_server(certificate: bytes, make: Callable[[], LaneLink]) -> TLSMemoryBIO
 
 def tls_client(lane: ClientFactory) -> TLSMemoryBIOFactory:
     """Wrap the factory of a lane: a connection is announced with `MAGIC`, then encrypted."""
-    factory = TLSMemoryBIOFactory(_Client(), True, lane)
+    factory = TLSMemoryBIOFactory(SharedContext(_context()), True, lane)
     factory.protocol = _Announced
     factory.noisy = False
     return factory
@@ -102,27 +104,8 @@ class _Announced(TLSMemoryBIOProtocol):
         super().makeConnection(transport)
 
 
-@implementer(IOpenSSLClientConnectionCreator)
-class _Client:
-    def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:
-        return SSL.Connection(_context(), None)
-
-
-@implementer(IOpenSSLServerConnectionCreator)
-class _Server:
-    def __init__(self, certificate: bytes) -> None:
-        self._certificate = x509.load_pem_x509_certificate(certificate)
-        self._key: Any = serialization.load_pem_private_key(certificate, None)
-
-    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
-        context = _context()
-        context.use_certificate(self._certificate)
-        context.use_privatekey(self._key)
-        return SSL.Connection(context, None)
-
-
 def _context() -> SSL.Context:
-    """A context for one connection: pyOpenSSL does not let one be prepared again."""
+    """A context with our options."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(CIPHERS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import errno
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from foolscap.api import Tub
 from foolscap.broker import Broker
-from foolscap.ipb import IConnectionHintHandler
+from foolscap.crypto import FoolscapContextFactory
 from foolscap.negotiate import DuplicateConnection, Negotiation
 from foolscap.pb import generateSwissnumber
 from foolscap.tokens import BananaError, RemoteNegotiationError
 from OpenSSL.crypto import Error as OpenSSLError
 from twisted.internet import reactor as _reactor  # Foolscap knows no other
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.tcp import Port
@@ -38,7 +35,10 @@ from zope.interface import implementer
 
 from ipython1.kernel.error import BadFURL
 from ipython1.kernel.files import ClusterFiles, write_private
+from ipython1.kernel.wire.attempts import Attempts
 from ipython1.kernel.wire.bounds import Complaints, Guests
+from ipython1.kernel.wire.contexts import SharedContext
+from ipython1.kernel.wire.pickling import restore_pickle
 from ipython1.kernel.wire.pulse import DEAD_LINK_AFTER, Pulse
 
 #: Seconds that a closed connection may take to send its last bytes.
@@ -53,8 +53,6 @@ SECRET_BITS = 160
 BACKLOG = 1024
 #: Connections accepted in a turn of the reactor. Those that make room for them are closed in the next.
 ACCEPTS = 32
-#: Addresses to listen on that nobody can dial.
-WILDCARDS = ("", "0.0.0.0", "::")
 #: Days a certificate is valid. Foolscap does not look: the FURL names the certificate.
 VALIDITY = 36500
 
@@ -63,11 +61,12 @@ PEERS_CHOICE = (DuplicateConnection, RemoteNegotiationError)
 
 _FURL = re.compile(r"pb://([a-z2-7]{32})@([^/@\s]+)/([A-Za-z0-9._-]{1,200})")
 _LOCATION = re.compile(r"(?:tcp:)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9.]+)?\]):([0-9]{1,5})")
-_PLACE = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 
 log = Logger()
 # The module is untyped; mypy knows the reactor by its interfaces only.
 reactor: Any = _reactor
+
+restore_pickle()  # after Foolscap's imports: all who use it import this module
 
 
 def make_certificate() -> bytes:
@@ -90,7 +89,11 @@ def make_certificate() -> bytes:
     )
 
 
-def make_tub(certificate: bytes | None = None, dead_after: float = DEAD_LINK_AFTER) -> Tub:
+def make_tub(
+    certificate: bytes | None = None,
+    dead_after: float = DEAD_LINK_AFTER,
+    attempts: Attempts | None = None,
+) -> Tub:
     """A Tub with all our options, not yet started. The only place that makes one.
 
     Its ``stopService`` tells every link that it is lost, and returns a Deferred
@@ -103,6 +106,8 @@ def make_tub(certificate: bytes | None = None, dead_after: float = DEAD_LINK_AFT
         that run at the same time need two.
     dead_after : float
         Seconds of silence after which a connection counts as lost; see `Pulse`.
+    attempts : Attempts, optional
+        Leads through the places of the FURL that the Tub dials, once.
 
     Raises
     ------
@@ -116,7 +121,8 @@ def make_tub(certificate: bytes | None = None, dead_after: float = DEAD_LINK_AFT
     tub.setOption("expose-remote-exception-types", False)
     tub.setOption("accept-gifts", False)
     tub.removeAllConnectionHintHandlers()
-    tub.addConnectionHintHandler("tcp", _TCPHints())
+    tub.attempts = Attempts(reactor, ()) if attempts is None else attempts
+    tub.addConnectionHintHandler("tcp", tub.attempts)
     return tub
 
 
@@ -157,23 +163,6 @@ def _shown(furl: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
-@implementer(IConnectionHintHandler)
-class _TCPHints:
-    """Turns locations into endpoints; unlike Foolscap's own, asks no thread to resolve an address."""
-
-    def hint_to_endpoint(self, hint: str, reactor: Any, update_status: Any) -> tuple[Any, str]:
-        host, port = hint.removeprefix("tcp:").rsplit(":", 1)
-        host = host.strip("[]")
-        if isIPAddress(host):
-            return TCP4ClientEndpoint(reactor, host, int(port)), host
-        if isIPv6Address(host):
-            return TCP6ClientEndpoint(reactor, host, int(port)), host
-        return HostnameEndpoint(reactor, host, int(port)), host
-
-    def describe(self) -> str:
-        return "tcp"
-
-
 def load_certificate(files: ClusterFiles) -> bytes:
     """The controller's certificate of the last time, or a new one, not yet written."""
     try:
@@ -194,27 +183,6 @@ def publish(tub: Tub, referenceable: Any, path: Path) -> str:
     furl: str = tub.registerReference(referenceable, name=name or generateSwissnumber(SECRET_BITS))
     write_private(path, furl + "\n")
     return furl
-
-
-def split_location(text: str) -> list[tuple[str, str]]:
-    """Host, and port or '', of each place in `text`: ``host`` or ``host:port``, with commas between.
-
-    Raises
-    ------
-    ValueError
-        One of them is neither, in words for the user.
-    """
-    if text in WILDCARDS:
-        own = socket.gethostname()
-        return [(own, "")] * bool(_PLACE.fullmatch(own)) + [("127.0.0.1", "")]
-    places = []
-    for part in text.split(","):
-        host = f"[{part.strip()}]" if part.count(":") > 1 and "[" not in part else part.strip()
-        match = _PLACE.fullmatch(host)
-        if match is None or not 0 < int(match[2] or 1) < 65536:
-            raise ValueError(f"{part!r} is no location. Give it as HOST or HOST:PORT")
-        places.append((match[1], match[2] or ""))
-    return places
 
 
 def open_port(
@@ -292,9 +260,17 @@ class _Negotiation(Negotiation):
         self.transport.abortConnection()
 
     def dataReceived(self, chunk: bytes) -> None:
-        # After a failure Foolscap goes on reading, and forgets the first reason for the next.
-        if self.failureReason is None:
+        # After a failure Foolscap goes on reading, and forgets the first reason for the next. A second way
+        # to the same controller would even take the place of the first, if it came through that late.
+        if self.failureReason is None and (not self.isClient or self.connector.active):
             super().dataReceived(chunk)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        # Foolscap would keep it, and nobody reads it: a tenth of what a connection takes to come about.
+        pass
+
+    def startTLS(self, cert: Any) -> None:
+        self.transport.startTLS(self.tub.tls)
 
     def startENCRYPTED(self) -> None:
         # Foolscap would take them for a part of what was said under TLS.
@@ -315,7 +291,9 @@ class _Negotiation(Negotiation):
     def negotiationFailed(self) -> None:
         super().negotiationFailed()
         why = self.failureReason
-        if not self.isClient and not why.check(ConnectionDone, ConnectionLost, *PEERS_CHOICE):
+        if self.isClient:
+            self.tub.attempts.failed(self.factory.location, why.value)
+        elif not why.check(ConnectionDone, ConnectionLost, *PEERS_CHOICE):
             peer = self.transport.getPeer()
             self._our_tub.strangers.say("{peer} did not get through: {why}", peer=peer, why=why.value)
 
@@ -399,12 +377,18 @@ class _Tub(Tub):
     unsafeTracebacks = False  # noqa: N815
     negotiationClass = _Negotiation  # noqa: N815
     brokerClass = _Broker  # noqa: N815
+    attempts: Attempts
 
     keepaliveTimeout = None  # noqa: N815 -- a `Pulse` does it: also while much is received, and in time
 
     def __init__(self, certificate: bytes, dead_after: float) -> None:
         super().__init__(certData=certificate)
         self.dead_after = dead_after
+        self.tls = SharedContext(
+            FoolscapContextFactory(
+                privateKey=self.myCertificate.privateKey.original, certificate=self.myCertificate.original
+            ).getContext()
+        )
         self.strangers = Complaints(log, reactor)
         #: Where given, who comes in has to knock, and not all may wait at the same time.
         self.guests: Guests | None = None
