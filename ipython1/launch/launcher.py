@@ -133,6 +133,11 @@ class Launcher:
         """How many of the engines asked for will not come."""
         return 0
 
+    @property
+    def coming(self) -> int:
+        """How many may still come, where `grows`: they wait, or have begun to start not long ago."""
+        return 0
+
     def plan(self, n: int) -> str:
         """What `start` would do, for the user to read: commands or scripts, without any secret."""
         raise NotImplementedError(f"{type(self).__name__} has no plan")
@@ -147,6 +152,10 @@ class Launcher:
     def grow(self, n: int) -> None:
         """Start `n` more engines, where `grows`."""
         raise NotImplementedError
+
+    def shrink(self, n: int) -> int:
+        """Give up at most `n` engines that have not begun to start, where `grows`; returns how many."""
+        return 0
 
     def poll(self) -> str | None:
         """See `ILauncher`."""

@@ -52,6 +52,10 @@ class Child:
         Keep a pipe to its stdin, for `tell`; otherwise it reads nothing.
     pass_fds : sequence of int
         File descriptors it inherits.
+    append : bool
+        Keep what is in the file.
+    orphaned : int
+        The signal it gets when this process ends.
     """
 
     def __init__(
@@ -62,10 +66,13 @@ class Child:
         *,
         stdin: bool = False,
         pass_fds: Sequence[int] = (),
+        append: bool = False,
+        orphaned: int = signal.SIGKILL,
     ) -> None:
         self.output = output
         self._asked = False
-        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        anew = 0 if append else os.O_TRUNC
+        log = os.open(output, os.O_WRONLY | os.O_CREAT | anew | os.O_APPEND, 0o600)
         try:
             self._process = subprocess.Popen(
                 list(command),
@@ -75,7 +82,7 @@ class Child:
                 env=dict(env),
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
-                preexec_fn=partial(die_with_parent, os.getpid()),
+                preexec_fn=partial(die_with_parent, os.getpid(), orphaned),
             )
         finally:
             os.close(log)
@@ -90,15 +97,20 @@ class Child:
         """None while it runs, else in words how it ended."""
         return None if self.status is None else exit_words(self.status)
 
-    def tell(self, text: str) -> None:
-        """Write `text` to its stdin, and close that. What has ended does not hear it."""
-        if self._process.stdin is not None:
+    def tell(self, text: str, last: bool = True) -> None:
+        """Write `text` to its stdin, and close that with the last. What has ended does not hear it."""
+        stdin = self._process.stdin
+        if stdin is not None:
             try:
-                self._process.stdin.write(text.encode())
-                self._process.stdin.close()
+                stdin.write(text.encode())
+                if last:
+                    stdin.close()
+                else:
+                    stdin.flush()
             except BrokenPipeError:
-                pass
-            self._process.stdin = None
+                last = True
+            if last:
+                self._process.stdin = None
 
     def stop(self) -> None:
         """End it, in order (SIGTERM) if it does so within `GRACE`; at once, where asked a second time."""

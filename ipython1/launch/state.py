@@ -145,6 +145,8 @@ class State:
         The cluster's folder is removed when it ends.
     wanted : int
         The number of engines last asked for, with `n` or by scaling.
+    launcher : str
+        What starts the engines.
     """
 
     pid: int = 0
@@ -159,11 +161,16 @@ class State:
     dashboard: str = ""
     temporary: bool = False
     wanted: int = 0
+    launcher: str = "local"
 
     @property
     def is_current(self) -> bool:
         """Whether the process that wrote this lives."""
         return self.pid > 0 and birth(self.pid) == self.created
+
+    def is_same(self, other: State) -> bool:
+        """Whether both are of one and the same running cluster."""
+        return (self.pid, self.created) == (other.pid, other.created)
 
     @property
     def address(self) -> str:

@@ -29,6 +29,7 @@ from ipython1.kernel.error import LaunchError
 from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.processes import exit_words
 from ipython1.kernel.wire.segments import sweep
+from ipython1.launch.growing import Growth
 from ipython1.launch.launcher import Launcher
 from ipython1.launch.report import Report
 from ipython1.launch.signals import Signals
@@ -141,6 +142,7 @@ class Supervisor:
         self._files = files
         self._controller = controller
         self._launcher = launcher
+        self._growth = Growth(launcher, report.warn)
         self._report = report
         self._restart = restart
         self._timeout = timeout
@@ -228,6 +230,8 @@ class Supervisor:
                 part.stop()
             except KeyboardInterrupt:
                 part.stop()  # asked for a second time: at once
+        for text in self._launcher.news():
+            self._report.warn(text)
         sweep()
         if self._keeps_state:
             remove_traces(self._files)
@@ -260,6 +264,7 @@ class Supervisor:
 
     def _heard(self, event: dict[str, Any]) -> None:
         what = event.get("event")
+        self._has_engines |= self._growth.heard(event)
         if what == "listening":
             self._listening(event)
         elif what == "engines":
@@ -289,6 +294,7 @@ class Supervisor:
             self._count()
 
     def _start_engines(self) -> None:
+        self._growth.asked(self.state.n)
         self._launcher.start(self.state.n, self._files.furl("engine").read_text())
         self._has_engines = True
         self._note_pids()

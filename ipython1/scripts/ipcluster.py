@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from ipython1 import __version__
 from ipython1.kernel.files import FURL_FILES, ClusterFiles
 from ipython1.kernel.processes import die_with_parent
 from ipython1.launch import state as states
+from ipython1.launch.background import stop_cluster
 from ipython1.launch.daemon import daemonize
 from ipython1.launch.launcher import Launcher, make_launcher
 from ipython1.launch.local import (
@@ -44,9 +44,6 @@ from ipython1.scripts.options import (
     times_options,
 )
 from ipython1.scripts.status import connected
-
-#: Seconds that a cluster has to stop before it is killed.
-STOP_GRACE = 30.0
 
 EPILOG = """\b
 Examples:
@@ -136,6 +133,7 @@ def start(
     options += ["--location", location] if location else []
     options += [] if detach_limit is None else ["--detach-limit", str(detach_limit)]
     options += [*times, "--scheduler", scheduler, "--queue-limit", str(queue_limit)]
+    options += ["--launcher-grows"] if launcher.grows else []
     on_ready = _background(files) if daemonize else partial(_tell, ready_fd)
     with states.held(files):
         supervisor = Supervisor(
@@ -150,6 +148,7 @@ def start(
             owner=owner,
             on_ready=on_ready,
         )
+        supervisor.state.launcher = where
         status = supervisor.run()
     sys.exit(status)
 
@@ -208,6 +207,7 @@ def run(
 @cluster_option()
 @launcher_options
 @daemonize_option
+@click.option("--ready-fd", type=int, hidden=True)
 def engines(
     files: ClusterFiles,
     n: int | None,
@@ -219,6 +219,7 @@ def engines(
     stuck_after: float,
     timeout: float | None,
     daemonize: bool,
+    ready_fd: int | None,
 ) -> None:
     """Start more engines for a running cluster, until Ctrl-C or its end."""
     asked = {**asked, "name": f"ipengine-{os.getpid()}", **_unusual(stuck=stuck, stuck_after=stuck_after)}
@@ -227,7 +228,7 @@ def engines(
         click.echo(launcher.plan(n or launcher.count))
         return
     states.running(files)
-    on_ready = _background(files) if daemonize else partial(_tell, None)
+    on_ready = _background(files) if daemonize else partial(_tell, ready_fd)
     supervisor = Supervisor(
         files,
         n or launcher.count,
@@ -282,14 +283,7 @@ def _tell(fd: int | None) -> None:
 def stop(files: ClusterFiles) -> None:
     """Stop a running cluster, and wait until it is gone."""
     states.running(files)
-    asked, deadline = 0, time.monotonic() + STOP_GRACE
-    while states.is_running(files):
-        late = time.monotonic() > deadline
-        found = State.read(files)
-        if found.is_current and (late or found.pid != asked):
-            asked = found.pid
-            os.kill(asked, signal.SIGKILL if late else signal.SIGTERM)
-        time.sleep(0.02)
+    stop_cluster(files)
     click.echo(f"stopped      cluster {files.cluster}")
 
 
@@ -313,14 +307,15 @@ def clean(files: ClusterFiles | None, everything: bool) -> None:
 @main.command(epilog="\b\nExample:  ipcluster scale 8")
 @cluster_option()
 @click.argument("n", type=click.IntRange(0))
-def scale(files: ClusterFiles, n: int) -> None:
+@click.option("--timeout", default=60.0, metavar="SECONDS", help="How long to wait for them.  [60]")
+def scale(files: ClusterFiles, n: int, timeout: float) -> None:
     """Start or stop engines of a running cluster, until it has N."""
     with connected(files) as mec:
-        mec.scale(n)
-        mec.wait_for_engines(n)
-        deadline = time.monotonic() + STOP_GRACE
-        while len(ids := mec.get_ids()) > n and time.monotonic() < deadline:
-            time.sleep(0.02)
+        try:
+            mec.scale(n, wait=True, timeout=timeout)
+        except TimeoutError as error:
+            raise Failure(str(error)) from None
+        ids = mec.get_ids()
     click.echo(f"engines      {len(ids)}" + (": " + " ".join(map(str, ids)) if ids else ""))
 
 

@@ -117,7 +117,7 @@ def launcher_options(command: Callable[..., Any]) -> Callable[..., Any]:
             option.flag,
             option.name,
             type=option.kind if option.metavar else None,
-            is_flag=not option.metavar,
+            is_flag=None if option.metavar else True,  # False: the value need not be given
             metavar=option.metavar or None,
             multiple=option.multiple,
             help=option.help,

@@ -24,12 +24,15 @@ EXAMPLES = {
     "option_grid.py": (["0.005"], "serial and parallel prices are equal"),
     "crawl_docs.py": (["json", "urllib"], "serial and parallel crawls are equal"),
 }
+#: Those for engines of another kind, and where they are tested.
+ELSEWHERE = {"mpi_allreduce.py": "tests/services/test_mpi.py"}
 #: What some of them need.
 NEEDED = {"digits_search.py": "sklearn"}
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in (ROOT / "docs/examples").glob("*.py")} == EXAMPLES.keys()
+    tested = EXAMPLES.keys() | ELSEWHERE.keys()
+    assert {path.name for path in (ROOT / "docs/examples").glob("*.py")} == tested
 
 
 def check_support_vector_machines(lines: list[str]) -> None:

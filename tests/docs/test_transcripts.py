@@ -13,15 +13,19 @@ import pytest
 from .conftest import ROOT, Running
 from .transcripts import WILDCARD, Cell, blocks, cells, difference, matches, normal
 
+#: Pages for engines of another kind, and where they are tested.
+ELSEWHERE = {"docs/launchers/mpi.rst": "tests/services/test_mpi.py"}
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
-    if "_build" not in path.parts and list(blocks(path.read_text(encoding="utf-8"), "ipython"))
+    if "_build" not in path.parts
+    and path.relative_to(ROOT).as_posix() not in ELSEWHERE
+    and list(blocks(path.read_text(encoding="utf-8"), "ipython"))
 }
 #: The port that the pages name; each test has another.
 PORT = "10105"
 #: What some pages need.
-NEEDED = {"docs/tutorial/executor.rst": "sklearn"}
+NEEDED = {"docs/tutorial/executor.rst": "sklearn", "docs/tutorial/dask.rst": "distributed"}
 SESSION_TIMEOUT = 100.0
 
 

@@ -657,7 +657,7 @@ def test_options_alone_mean_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ("top --once", 3, "not running"),
         ("status -o table", 2, "not one of 'text', 'json'"),
         ("clean --cluster x", 3, "there is no cluster x"),
-        ("start --engines moon", 2, "There is no launcher 'moon'. Installed are: local"),
+        ("start --engines moon", 2, "There is no launcher 'moon'. Installed are: "),
         ("start --cluster a/b", 2, "cannot be the name of a cluster"),
         ("strat", 2, "No such command 'strat'"),
         ("start -n 0", 2, "0 is not in the range"),

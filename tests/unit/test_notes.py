@@ -54,6 +54,21 @@ def test_what_is_told() -> None:
     ]
 
 
+def test_the_counts_of_several_processes_add_up() -> None:
+    whole = Tally()
+    for lost in (0, 1):
+        part = Tally()
+        part.fault("connections cut", 2)
+        part.commands, part.lost = 5, lost
+        whole.add(part.counts())
+    assert whole.lines() == [
+        "faults injected: 4 (connections cut 4)",
+        "commands run: 10, tasks run: 0",
+        "results lost: 1, run twice: 0",
+        "left: 0 (files 0, processes 0, segments 0)",
+    ]
+
+
 def test_a_process_that_is_gone_was_not_killed() -> None:
     def gone(pid: int, number: int) -> None:
         raise ProcessLookupError
