@@ -31,6 +31,7 @@ TEXT_SHOWN = 4000
 PATIENCE = 20.0
 
 reactor: Any = _reactor
+pytest_plugins = ["tests.workers"]
 
 # No deadline: the machine may be busy. The same examples each time where a failure must mean the change.
 settings.register_profile("ipython1", deadline=None, derandomize="CI" in os.environ)

@@ -39,8 +39,10 @@ KEPT = (
     "run/*.lock",
     "log/ipcontroller.*",
     "log/ipengine.out",
+    "log/ipengine-*.out",
     "log/engine-*.log",
     "log/engine-*.out",
+    "log/job-*.out",
 )
 
 
@@ -202,14 +204,6 @@ class Rig:
         self.process.communicate(timeout=PATIENCE)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The count, where any of these tests ran."""
-    if TALLY.faults:
-        terminalreporter.section("faults")
-        for line in TALLY.lines():
-            terminalreporter.write_line(line)
-
-
 @pytest.fixture(autouse=True)
 def _accounts(ipython1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Counts the faults of a test, and what ran; fails it for what ran twice or is left."""
@@ -359,13 +353,10 @@ def proxy(files: ClusterFiles) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def figure(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str, float], None]:
-    """Prints a measured time, also where the test passes."""
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Has a measured time told at the end of all tests."""
 
     def figure(what: str, seconds: float) -> None:
-        with capsys.disabled():
-            print(f"\n    {what}: {seconds * 1000:.0f} ms", end="")
+        record_property("figure", f"{what}: {seconds * 1000:.0f} ms")
 
     return figure

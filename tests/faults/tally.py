@@ -41,6 +41,21 @@ class Tally:
         """Something was injected."""
         self.faults[kind] += count
 
+    def counts(self) -> dict[str, Any]:
+        """All of it, as plain data."""
+        return {"faults": dict(self.faults), "left": dict(self.left)} | {
+            name: getattr(self, name) for name in ("commands", "tasks", "lost", "twice")
+        }
+
+    def add(self, counts: Mapping[str, Any]) -> None:
+        """What another process counted."""
+        for name, count in counts.items():
+            mine = getattr(self, name)
+            if isinstance(mine, Counter):
+                mine.update(count)
+            else:
+                setattr(self, name, mine + count)
+
     def watched(self, kill: Callable[[int, int], None]) -> Callable[[int, int], None]:
         """`os.kill`, counted; `subprocess` and `psutil` use it, too."""
 
