@@ -316,7 +316,7 @@ def test_a_killed_nanny_leaves_no_tunnel(nanny: subprocess.Popen[bytes]) -> None
         helper = helper_of(nanny)
         ssh = ssh_of(helper)
         nanny.kill()
-        until(lambda: len(mec.get_ids()) == 2, "the agent has said so, through the tunnel", timeout=5.0)
+        until(lambda: len(mec.get_ids()) == 2, "the agent has said so, through the tunnel", timeout=9.0)
     until(lambda: not lives(helper) and not lives(ssh) and not folders(), "nothing left")
 
 
