@@ -95,6 +95,15 @@ def test_thousands_of_calls(tc: TaskClient) -> None:
     assert len({each.command_id for each in pending}) == 1
 
 
+def test_what_was_just_submitted_is_outstanding(tc: TaskClient) -> None:
+    for seconds in [0.01] * 20:
+        pending = tc.submit(time.sleep, seconds)
+        assert tc.pending == [pending]
+        tc.barrier()
+        assert pending.done()
+    assert tc.pending == []
+
+
 def test_long_maps(tc: TaskClient) -> None:
     assert tc.map(lambda x: x * x, range(20_000)) == [x * x for x in range(20_000)]
     assert tc.map(lambda x: x * x, range(1_000), chunksize=1) == [x * x for x in range(1_000)]

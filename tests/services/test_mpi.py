@@ -240,11 +240,13 @@ def fragile(ipython1_dir: Path) -> Iterator[Job]:
 def again(fragile: Job) -> Iterator[MultiEngineClient]:
     """A client of it; afterwards another job has taken the place of this one, and is whole."""
     with MultiEngineClient(cluster="fragile") as mec:
-        before = {each["pid"] for each in mec.status()}
+        ranks = [psutil.Process(each["pid"]) for each in mec.status()]
+        before = {rank.pid for rank in ranks}
         fragile.look()
         yield mec
         until(lambda: len({each["pid"] for each in mec.status() if each["pid"]} - before) == N, TIMEOUT)
-        assert not any(map(psutil.pid_exists, before))
+        # By then another process may have such a pid.
+        until(lambda: not any(rank.is_running() for rank in ranks), TIMEOUT)
         assert mec.get_ids() == list(range(N))
         mec.execute(WORLD)
         mec.execute("total = world.allreduce(engine_id)")

@@ -81,6 +81,7 @@ class Batches:
         self.room = Room(bridge)
         self._lock = threading.Lock()  # guards `_batches` and the numbers of tasks
         self._batches: dict[str, OutBatch] = {}
+        self._coming: dict[int, TaskPending] = {}  # on its way to the reactor thread; any thread
         self._ends: OrderedDict[tuple[str, int], _End] = OrderedDict()
         self._flush_call: Any = None
         self._unsent: dict[str, OutBatch] = {}
@@ -157,6 +158,7 @@ class Batches:
             split, blobs = self._blobs.split(parts, f"{batch.id}#{index}/a", INLINE_LIMIT)
             tasks.append((index, OutTask(pending, split, blobs)))
         self.room.take(sum([task.weight for _, task in tasks]), wait)
+        self._coming[id(tasks)] = pending
         self._bridge.submit(self._add, batch, tasks)
 
     def _find(self, id: str) -> OutBatch:
@@ -180,6 +182,11 @@ class Batches:
 
     def pending(self) -> list[TaskPending]:
         """What is outstanding, each once."""
+        coming = list(self._coming.values())  # first: it may be among the others just after
+        found = {id(pending): pending for pending in (*self._taken_in(), *coming)}
+        return list(found.values())
+
+    def _taken_in(self) -> list[TaskPending]:
         with self._lock:
             batches = list(self._batches.values())
         tasks = [task for batch in batches for task in list(batch.tasks.values())]
@@ -188,6 +195,7 @@ class Batches:
 
     def seek(self, pending: TaskPending) -> None:
         """Ask for the outcomes of tasks that this or another client sent."""
+        self._coming[id(pending)] = pending
         self._bridge.submit(self._seek, pending)
 
     # -- sending -------------------------------------------------------------------------
@@ -227,6 +235,7 @@ class Batches:
                 continue
             batch.tasks[index] = task
             batch.unsent.append(index)
+        del self._coming[id(tasks)]
         if batch.unsent:
             self._unsent[batch.id] = batch
             if self._flush_call is None:
@@ -291,7 +300,11 @@ class Batches:
     def _seek(self, pending: TaskPending) -> None:
         if self._error is not None:
             pending.fail(self._error)
-            return
+        else:
+            self._ask_of(pending)
+        del self._coming[id(pending)]
+
+    def _ask_of(self, pending: TaskPending) -> None:
         id = pending.command_id
         batch = self._batches.get(id)
         if batch is None:
@@ -346,7 +359,7 @@ class Batches:
             if call is not None and call.active():
                 call.cancel()
         self._flush_call = self._taken_call = None
-        outstanding = self.pending()
+        outstanding = self._taken_in()
         with self._lock:
             self._batches.clear()
         for pending in outstanding:
