@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ipython1.kernel.client import MultiEngineClient
@@ -16,7 +15,7 @@ from ipython1.kernel.files import ClusterFiles
 from tests.conftest import ReactorThread
 
 from .conftest import IPCLUSTER, PATIENCE, Rig, environment
-from .tally import TALLY
+from .tally import TALLY, processes_of
 from .test_engine_deaths import back, pid_of
 
 #: Runs a command where a small file system of its own hides a folder, from it and its children.
@@ -49,8 +48,7 @@ def fails(files: ClusterFiles, prefix: list[str]) -> str:
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("ipcluster: ")
     assert len(done.stderr.splitlines()) == 1
-    mine = [p for p in psutil.process_iter(["cmdline"]) if files.cluster in (p.info["cmdline"] or ())]
-    assert mine == []
+    assert processes_of(files.root) == set()
     return done.stderr
 
 
