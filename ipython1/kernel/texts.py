@@ -23,6 +23,11 @@ def duration_text(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def sendable(text: str) -> str:
+    """That as UTF-8 takes it: code may have half of a character."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def one_line(text: str) -> str:
     """Text of others for a terminal: on one line, and without what a terminal would obey."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from ipython1.kernel.files import ClusterFiles
-from ipython1.launch.launcher import OPTIONS, Option, find_launcher, make_launcher
+from ipython1.launch.launcher import OPTIONS, Option, find_launcher, make_launcher, takes
 
 #: Of both commands, beside those of launchers.
 OF_ENGINES = ("restart", "stuck", "stuck_after", "timeout")
@@ -53,18 +52,19 @@ def command_options(
         There is no such option, not with this launcher, or it has no such value.
     """
     options, asked = ["--engines", launcher], {}
-    takes = _takes(launcher)
+    factory = find_launcher(launcher)
+    own = [name for name in _LAUNCHERS if takes(factory, name)]
     for name, value in given.items():
         if name in known:
             options += [] if value is None else [_flag(name, value)]
         elif name not in _LAUNCHERS:
-            names = ", ".join(sorted({*known, *takes}))
+            names = ", ".join(sorted({*known, *own}))
             raise TypeError(f"There is no option {name!r}. With engines={launcher!r} there are: {names}.")
         elif value is None:
             continue
-        elif name not in takes:
+        elif name not in own:
             raise ValueError(
-                f"{name}= is of no use with engines={launcher!r}, which takes: {', '.join(takes)}."
+                f"{name}= is of no use with engines={launcher!r}, which takes: {', '.join(own)}."
             )
         else:
             asked[name] = _asked(_LAUNCHERS[name], value)
@@ -74,14 +74,6 @@ def command_options(
         values = value if _LAUNCHERS[name].multiple else [value]
         options += [flag if each is True else f"{flag}={each}" for each in values if each is not False]
     return options
-
-
-def _takes(launcher: str) -> list[str]:
-    """The options that a launcher has."""
-    known = inspect.signature(find_launcher(launcher)).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
-        return list(_LAUNCHERS)
-    return [name for name in _LAUNCHERS if name in known]
 
 
 def _flag(name: str, value: Any) -> str:

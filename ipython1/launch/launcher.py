@@ -200,6 +200,12 @@ def _installed() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
+def takes(factory: Callable[..., Launcher], option: str) -> bool:
+    """Whether what makes a launcher has a keyword of that name."""
+    known = inspect.signature(factory).parameters
+    return option in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
+
+
 def make_launcher(name: str, files: ClusterFiles, asked: dict[str, Any]) -> Launcher:
     """A launcher with the options that were asked for.
 
@@ -218,11 +224,7 @@ def make_launcher(name: str, files: ClusterFiles, asked: dict[str, Any]) -> Laun
         There is no such launcher, it does not take one of the options, or not that value.
     """
     factory = find_launcher(name)
-    known = inspect.signature(factory).parameters.values()
-    if not any(each.kind is each.VAR_KEYWORD for each in known):
-        names = {each.name for each in known}
-        for option in asked:
-            if option not in names:
-                flag = Option(option, "").flag
-                raise ValueError(f"{flag} is of no use with --engines {name}.")
+    for option in asked:
+        if not takes(factory, option):
+            raise ValueError(f"{Option(option, '').flag} is of no use with --engines {name}.")
     return factory(files, **asked)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ipython1.launch.hosts import Host
+from ipython1.launch.local import module_command
 
 #: For `ssh`, behind what the user gave: of two values of one option it takes the first.
 _OPTIONS = {
@@ -72,8 +73,8 @@ def script(host: Host, arguments: Sequence[str], prologue: Sequence[str] = ()) -
         lines.append(f"p={_path(host.python)}")
     else:  # the same one, where there is a shared file system or the same installation
         lines.append(f'p={shlex.quote(sys.executable)}; [ -x "$p" ] || p=python3')
-    run = "from ipython1.scripts.ipengine import main; main()"
-    lines.append(f'exec "$p" -c {shlex.quote(run)} {shlex.join(arguments)}')
+    _, *program = module_command("ipython1.scripts.ipengine")
+    lines.append(f'exec "$p" {shlex.join([*program, *arguments])}')
     return "\n".join(lines)
 
 

@@ -20,15 +20,10 @@ __all__ = ["ReactorThread"]
 @pytest.fixture(scope="module")
 def cluster(ipython1_dir: Path) -> Iterator[Running]:
     """A cluster of two engines, started with ``ipcluster``; modules with other needs have their own."""
-    from tests.integration.test_ipcluster import Running, ipcluster  # pytest rewrites it first
+    from tests.integration.test_ipcluster import two_engines  # pytest rewrites it first
 
-    running = Running("start", "-n", "2", "--port", "0")
-    try:
-        running.banner()
+    with two_engines() as running:
         yield running
-    finally:
-        ipcluster("stop")
-        running.process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,18 @@ class Running:
             self.process.send_signal(number)
         out, err = self.process.communicate(timeout=TIMEOUT)
         return self.process.returncode, out, err
+
+
+@contextmanager
+def two_engines(*options: str, **extra: str) -> Iterator[Running]:
+    """A cluster of two, ready, for a fixture of a module."""
+    running = Running("start", "-n", "2", "--port", "0", *options, **extra)
+    try:
+        running.banner()
+        yield running
+    finally:
+        ipcluster("stop")
+        running.process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from ipython1.kernel.client import MultiEngineClient
 from ipython1.kernel.error import CompositeError
-from tests.integration.test_ipcluster import Running, ipcluster, until
+from tests.integration.test_ipcluster import Running, two_engines, until
 
 if os.environ.get("IPYTHON1_REQUIRE_SERVICES") == "1":
     import dask
@@ -37,13 +37,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(ipython1_dir: Path, scratch: Path) -> Iterator[Running]:
     """Two engines; each may be killed."""
-    running = Running("start", "-n", "2", "--port", "0", "--no-dashboard", TMPDIR=os.fspath(scratch))
-    try:
-        running.banner()
+    with two_engines("--no-dashboard", TMPDIR=os.fspath(scratch)) as running:
         yield running
-    finally:
-        ipcluster("stop")
-        running.process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.wire import links, tlslane
 from ipython1.kernel.wire.tubs import split_furl
 from tests.faults.conftest import PATIENCE, environment, lives, until
-from tests.integration.test_ipcluster import Running, ipcluster
+from tests.integration.test_ipcluster import Running, two_engines
 
 from .sshd import Keys, Sshd, ssh_config
 from .sshd import keys as keys
@@ -61,13 +61,8 @@ def sshd(keys: Keys, ipython1_dir: Path) -> Iterator[Sshd]:
 @pytest.fixture(scope="module")
 def cluster(ipython1_dir: Path) -> Iterator[Running]:
     """Two engines."""
-    running = Running("start", "-n", "2", "--port", "0", "--no-dashboard")
-    try:
-        running.banner()
+    with two_engines("--no-dashboard") as running:
         yield running
-    finally:
-        ipcluster("stop")
-        running.process.communicate(timeout=60)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ipython1.kernel.client import MultiEngineClient
 from ipython1.kernel.controller import blobs as routes
 from ipython1.kernel.testing import MemoryCluster
 from ipython1.kernel.wire import blobs
@@ -108,6 +109,27 @@ class Hosts(MemoryCluster):
             store = engine.service._blobs
             assert not store._incoming
             assert not store._carried
+
+
+def disturb(cluster: MemoryCluster, mec: MultiEngineClient, what: str, *details: Any) -> None:
+    """A step of a test with trouble: something is cut or killed, or time passes."""
+    if what == "cut client":
+        mec._core._dialer.cut()
+    elif what == "cut engine":
+        cluster.engine(*details).dialer.cut()
+    elif what == "kill engine":
+        count = len(cluster.engines)
+        cluster.run_until(lambda: len(cluster.ready_ids()) == count)
+        cluster.end_engine(cluster.engine(*details), "killed", restart=True)
+    elif what == "kill controller":
+        cluster.stop_controller()
+        cluster.start_controller()
+    elif what == "turn":
+        for _ in range(*details):
+            cluster.step()
+    else:
+        assert what == "wait"
+        cluster.clock.advance(*details)
 
 
 @contextmanager

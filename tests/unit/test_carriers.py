@@ -22,7 +22,7 @@ from ipython1.kernel.wire.codec import decode, encode
 from ipython1.kernel.wire.records import BlobRef, Chunk, Fetch, Grant, Record, Share
 from ipython1.kernel.wire.segments import user_folder
 
-from .hosts import CHUNK, HostMemory, Hosts, chunks
+from .hosts import CHUNK, HostMemory, Hosts, chunks, disturb
 
 pytestmark = pytest.mark.skipif(user_folder() is None, reason="there is no shared memory here")
 
@@ -378,24 +378,12 @@ def test_every_engine_gets_the_right_bytes_or_is_dead(hosts: Hosts, steps: list[
                 others.append(pending)
             else:
                 pushed.append((number, data, pending, list(dead)))
-        elif step[0] == "cut client":
-            mec._core._dialer.cut()
-        elif step[0] == "cut engine":
-            cluster.engine(step[1]).dialer.cut()
-        elif step[0] == "kill engine":
-            cluster.run_until(lambda: len(cluster.ready_ids()) == N)
-            cluster.end_engine(cluster.engine(step[1]), "killed", restart=True)
-            dead[step[1]] += 1
         elif step[0] == "fill memory":
             cluster.memory(step[1]).full = True
-        elif step[0] == "kill controller":
-            cluster.stop_controller()
-            cluster.start_controller()
-        elif step[0] == "turn":
-            for _ in range(step[1]):
-                cluster.step()
         else:
-            cluster.clock.advance(step[1])
+            disturb(cluster, mec, *step)
+            if step[0] == "kill engine":
+                dead[step[1]] += 1
     cluster.everybody_knows()
     for number, data, pending, before in pushed:
         died = {int(failure.engine) for failure in errors(pending)}

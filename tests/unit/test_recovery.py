@@ -12,6 +12,8 @@ from ipython1.kernel.client import CompositeError, MultiEngineClient, PendingRes
 from ipython1.kernel.controller.service import CLIENT_GRACE
 from ipython1.kernel.testing import MemoryCluster
 
+from .hosts import disturb
+
 N = 3
 
 
@@ -58,18 +60,8 @@ def test_every_command_runs_exactly_once_in_order(cluster: MemoryCluster, steps:
             pending.append(client.execute(code, targets=targets, block=False))
             for target in targets:
                 expected[target].append(number)
-        elif step[0] == "cut client":
-            client._core._dialer.cut()
-        elif step[0] == "cut engine":
-            cluster.engine(step[1]).dialer.cut()
-        elif step[0] == "kill controller":
-            cluster.stop_controller()
-            cluster.start_controller()
-        elif step[0] == "turn":
-            for _ in range(step[1]):
-                cluster.step()
         else:
-            cluster.clock.advance(step[1])
+            disturb(cluster, client, *step)
     results = [result.get_result(timeout=100) for result in pending]
     assert client["log"] == expected
     for pr, result in zip(pending, results, strict=True):

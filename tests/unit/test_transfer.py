@@ -15,7 +15,7 @@ from ipython1.kernel.wire.codec import encode
 from ipython1.kernel.wire.records import Chunk, Fetch, Record, Result
 from ipython1.kernel.wire.segments import user_folder
 
-from .hosts import CHUNK, Hosts, chunks
+from .hosts import CHUNK, Hosts, chunks, disturb
 
 N = 4
 
@@ -209,25 +209,14 @@ def test_each_arrives_once_and_whole_or_fails_for_a_reason(hosts: Hosts, steps: 
             code = f"log.append(('y{number}' in globals(), {number}))"
             others.append(mec.execute(code, targets=sorted(targets), block=False))
             sent.append((number, size, source, pending))
-        elif step[0] == "abort" and sent:
-            sent[-1][3].abort()
-            aborted.add(sent[-1][0])
-        elif step[0] == "cut client":
-            mec._core._dialer.cut()
-        elif step[0] == "cut engine":
-            hosts.engine(step[1]).dialer.cut()
-        elif step[0] == "kill engine":
-            hosts.run_until(lambda: len(hosts.ready_ids()) == N)
-            hosts.end_engine(hosts.engine(step[1]), "killed", restart=True)
-            deaths.add(step[1])
-        elif step[0] == "kill controller":
-            hosts.stop_controller()
-            hosts.start_controller()
-        elif step[0] == "turn":
-            for _ in range(step[1]):
-                hosts.step()
-        elif step[0] == "wait":
-            hosts.clock.advance(step[1])
+        elif step[0] == "abort":
+            if sent:
+                sent[-1][3].abort()
+                aborted.add(sent[-1][0])
+        else:
+            disturb(hosts, mec, *step)
+            if step[0] == "kill engine":
+                deaths.add(step[1])
     hosts.everybody_knows()
     for number, size, source, pending in sent:
         error = pending.exception(timeout=200)

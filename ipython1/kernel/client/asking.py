@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ipython1.kernel.texts import sendable
 from ipython1.kernel.tracebacks import running_shell
 from ipython1.kernel.wire.records import Event, Input
 
@@ -73,9 +74,9 @@ def _question(event: Event) -> Question | None:
 
 
 def _answer(pending: Completion, question: Question, how: str, text: str = "") -> None:
-    sendable = text[:ANSWER_LIMIT].encode("utf-8", "backslashreplace").decode("utf-8")
     core: Any = pending._core
-    core.answer(Input((question.engine,), pending.command_id, question.serial, how, sendable))
+    told = sendable(text[:ANSWER_LIMIT])
+    core.answer(Input((question.engine,), pending.command_id, question.serial, how, told))
 
 
 # -- the thread that answers ------------------------------------------------------------------

@@ -183,15 +183,15 @@ class Batches:
     def pending(self) -> list[TaskPending]:
         """What is outstanding, each once."""
         coming = list(self._coming.values())  # first: it may be among the others just after
-        found = {id(pending): pending for pending in (*self._taken_in(), *coming)}
+        found = self._taken_in()
+        found.update((id(pending), pending) for pending in coming)
         return list(found.values())
 
-    def _taken_in(self) -> list[TaskPending]:
+    def _taken_in(self) -> dict[int, TaskPending]:
         with self._lock:
             batches = list(self._batches.values())
         tasks = [task for batch in batches for task in list(batch.tasks.values())]
-        found = {id(pending): pending for task in tasks for pending in (task.pending, *task.also)}
-        return list(found.values())
+        return {id(pending): pending for task in tasks for pending in (task.pending, *task.also)}
 
     def seek(self, pending: TaskPending) -> None:
         """Ask for the outcomes of tasks that this or another client sent."""
@@ -362,7 +362,7 @@ class Batches:
         outstanding = self._taken_in()
         with self._lock:
             self._batches.clear()
-        for pending in outstanding:
+        for pending in outstanding.values():
             pending.fail(error)
 
     # -- what came -------------------------------------------------------------------------------

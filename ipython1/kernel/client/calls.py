@@ -14,6 +14,7 @@ from ipython1.kernel.client import asking, progress
 from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.targets import TargetSpec, checked_targets, resolve_targets
 from ipython1.kernel.error import SerializationError
+from ipython1.kernel.texts import sendable
 from ipython1.kernel.wire import objects
 from ipython1.kernel.wire.records import Result
 
@@ -234,7 +235,7 @@ def wait_for(core: ClientCore, pending: PendingResult, wait: Callable[[], None] 
 
 def short_label(text: str) -> str:
     """The first line of `text`, cut to what `status` shows."""
-    line = text.strip().partition("\n")[0].strip().encode("utf-8", "backslashreplace").decode("utf-8")
+    line = sendable(text.strip().partition("\n")[0].strip())
     return line if len(line) <= LABEL_LENGTH else line[: LABEL_LENGTH - 1] + "…"
 
 

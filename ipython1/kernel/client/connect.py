@@ -25,6 +25,13 @@ _SSH = "ssh://"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+def _named(furl: FURLSpec, cluster: str) -> FURLSpec:
+    """What was given, else the variable, where no other cluster is meant."""
+    if furl is None and cluster == DEFAULT_CLUSTER:
+        return os.environ.get(FURL_VARIABLE) or None
+    return furl
+
+
 def find_furl(furl: FURLSpec = None, *, kind: str = "multiengine", cluster: str = DEFAULT_CLUSTER) -> str:
     """The FURL that is meant.
 
@@ -46,10 +53,8 @@ def find_furl(furl: FURLSpec = None, *, kind: str = "multiengine", cluster: str 
     BadFURL
         What was given, or stands in the file, is no FURL.
     """
+    furl = _named(furl, cluster)
     if furl is None:
-        given = os.environ.get(FURL_VARIABLE, "") if cluster == DEFAULT_CLUSTER else ""
-        if given:
-            return _from_text(given)
         return _from_file(ClusterFiles(cluster).furl(kind))
     if isinstance(furl, str):
         return _from_text(furl)
@@ -158,8 +163,7 @@ def _open(
 
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
-    if furl is None and cluster == DEFAULT_CLUSTER:
-        furl = os.environ.get(FURL_VARIABLE) or None
+    furl = _named(furl, cluster)
     place = parse_place(furl) if isinstance(furl, str) and furl.strip().startswith(_SSH) else None
     gateway = parse_gateway(ssh) if ssh is not None else place.gateway if place is not None else None
     if gateway is not None and get_bridge().in_reactor_thread():

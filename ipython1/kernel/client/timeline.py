@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipython1.kernel.client import pictures
-from ipython1.kernel.texts import duration_text
+from ipython1.kernel.texts import duration_text, sendable
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.core import ClientCore
@@ -37,7 +37,7 @@ class Timeline:
         incidents: Iterable[Mapping[str, Any]] = (),
         hosts: Mapping[int, str] | None = None,
     ) -> None:
-        self.spans = [{**span, "label": _written(span["label"])} for span in spans]
+        self.spans = [{**span, "label": sendable(span["label"])} for span in spans]
         self.incidents = [dict(incident) for incident in incidents]
         self._hosts = dict(hosts or {})
 
@@ -175,11 +175,6 @@ def fetch_timeline(core: ClientCore) -> Timeline:
         for incident in answer["incidents"]
     ]
     return Timeline(spans, incidents, {engine["id"]: engine["host"] for engine in core.engines()})
-
-
-def _written(text: str) -> str:
-    """That as files and tables take it: code may have half of a character."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _microseconds(seconds: float) -> float:

@@ -183,10 +183,9 @@ class Lifecycle:
 
     def leaving(self, nanny: Peer) -> None:
         """The engines of a nanny end soon: what they have not begun of tasks goes elsewhere."""
-        for engine in self._registry:
-            if engine.nanny == nanny.key:
-                self._registry.leaves(engine)
-                self._tasks.engine_leaves(engine.id)
+        for engine in self._registry.of_nanny(nanny.key):
+            self._registry.leaves(engine)
+            self._tasks.engine_leaves(engine.id)
 
     def _vouch(self, nanny: Peer, alive: Collection[str]) -> None:
         for engine in self._registry.of_nanny(nanny.key):

@@ -11,7 +11,7 @@ submits jobs), the event ``scaled`` says how many are missing, and it sees to th
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +80,9 @@ class Scaling:
         if not 0 <= wanted <= ENGINES_LIMIT:
             raise ValueError(f"n must be from 0 to {ENGINES_LIMIT}")
         engines = self._staying()
-        leave = sorted(engines, key=self._worth)
+        near = {nanny.key for nanny in self._nannies()}
+        # The last to go are those that cannot be told to.
+        leave = sorted(engines, key=lambda it: (it.nanny not in near, self._has(it), -it.id))
         if least >= 0:
             leave = [engine for engine in leave if not self._has(engine) and self._idle(engine) >= least]
         leave = leave[: max(0, len(engines) - wanted)]
@@ -112,10 +114,6 @@ class Scaling:
         tasks: float = self._clock.seconds() - self._tasks.empty_since(engine.id)
         return max(0.0, min(commands, tasks))
 
-    def _worth(self, engine: Engine) -> tuple[bool, int, int]:
-        """Who is to go sorts first; last, who cannot be told to."""
-        return all(nanny.key != engine.nanny for nanny in self._nannies()), self._has(engine), -engine.id
-
     # -- orders to nannies ------------------------------------------------------------
 
     def stop(self, engine: Engine) -> None:
@@ -134,10 +132,8 @@ class Scaling:
 
     def _start(self, missing: int, engines: list[Engine]) -> None:
         nannies = self._nannies()
-        load = [
-            (sum(engine.nanny == nanny.key for engine in engines) + self._number_starting(nanny.key), i)
-            for i, nanny in enumerate(nannies)
-        ]
+        there = Counter(engine.nanny for engine in engines)
+        load = [(there[nanny.key] + self._number_starting(nanny.key), i) for i, nanny in enumerate(nannies)]
         heapq.heapify(load)
         starts = [0] * len(nannies)
         for _ in range(missing):

@@ -19,6 +19,7 @@ from IPython.core.error import StdinNotImplementedError
 
 from ipython1.kernel.engine.jobs import AnyJob, Command
 from ipython1.kernel.engine.output import OutputBuffer
+from ipython1.kernel.texts import sendable
 from ipython1.kernel.wire.records import Departed, Input
 
 #: Characters of a prompt.
@@ -73,7 +74,7 @@ class Asking:
         try:
             if job.client in self._departed:
                 raise EOFError("the client that sent this command is gone")
-            shown = prompt[:PROMPT_LIMIT].encode("utf-8", "backslashreplace").decode("utf-8")
+            shown = sendable(prompt[:PROMPT_LIMIT])
             self._output.add(
                 "input", json.dumps({"serial": serial, "prompt": shown, "password": password}), []
             )

@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 from ipython1.kernel.error import RemoteFailure
+from ipython1.kernel.texts import sendable
 from ipython1.kernel.wire.codec import encode_failure
 from ipython1.kernel.wire.objects import dump_failure
 
@@ -18,7 +19,7 @@ def encoded(error: BaseException) -> bytes:
     try:
         return encode_failure(dump_failure(error, format_traceback(error)))
     except BaseException as second:  # noqa: BLE001 -- the error's own methods may do anything
-        name = type(error).__name__.encode("utf-8", "backslashreplace").decode()
+        name = sendable(type(error).__name__)
         return encode_failure(RemoteFailure(name, f"(its text cannot be had: {type(second).__name__})"))
 
 

@@ -20,6 +20,7 @@ from IPython.core.profiledir import ProfileDir
 from traitlets.config import Config
 
 from ipython1.kernel.engine.failures import format_traceback
+from ipython1.kernel.texts import sendable
 
 #: MIME types whose text form is base64.
 _BINARY = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
@@ -175,7 +176,7 @@ def _content(mime: str, value: Any) -> str | bytes:
     if mime in _BINARY:
         with contextlib.suppress(ValueError):
             return base64.b64decode(value, validate=False)
-    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return sendable(value)
 
 
 def plain(metadata: Mapping[str, Any]) -> dict[str, Any]:

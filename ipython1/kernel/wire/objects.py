@@ -21,6 +21,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from ipython1.kernel.error import RemoteFailure, SerializationError
+from ipython1.kernel.texts import sendable
 from ipython1.kernel.wire.loans import Loans
 from ipython1.kernel.wire.sources import remember_source, source_texts
 from ipython1.kernel.wire.whole_bytes import outside
@@ -383,7 +384,7 @@ def _safe_text(exc: BaseException) -> str:
 
 
 def _sendable(text: str, limit: int) -> str:
-    return _shorten(text, limit).encode("utf-8", "backslashreplace").decode("utf-8")
+    return sendable(_shorten(text, limit))
 
 
 def _shorten(text: str, limit: int) -> str:

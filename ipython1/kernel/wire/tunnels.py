@@ -29,7 +29,6 @@ from ipython1.kernel.wire.sshwatch import UP, WORDS, in_words
 
 #: Names the command that is used for ``ssh``, with options of its own.
 SSH_VARIABLE = "IPYTHON1_SSH"
-SCHEME = "ssh://"
 #: Seconds between signs of life, and how many may be missed.
 ALIVE_INTERVAL, ALIVE_MISSES = 5, 3
 #: Longest path of a Unix socket that every platform takes, with what ssh adds to it while it opens one.
