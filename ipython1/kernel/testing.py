@@ -27,6 +27,7 @@ from ipython1.kernel.client.core import ClientCore
 from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.multiengine import MultiEngineClient
 from ipython1.kernel.client.task import TaskClient
+from ipython1.kernel.client.viewclient import ViewClient
 from ipython1.kernel.controller.ledger import CUSTODY_LIMIT, Folder
 from ipython1.kernel.controller.service import Controller
 from ipython1.kernel.engine.engine import Engine
@@ -179,6 +180,10 @@ class MemoryCluster:
     def task_client(self) -> TaskClient:
         """A new client for tasks, connected."""
         return self._client(TaskClient, "task")
+
+    def view_client(self) -> ViewClient:
+        """A new client that looks, connected."""
+        return self._client(ViewClient, "view")
 
     def _client(self, cls: type[C], kind: str) -> C:
         dialer = MemoryDialer(self.clock, lambda: self.door(kind))

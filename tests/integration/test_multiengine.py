@@ -412,6 +412,17 @@ def test_wrong_furls(mec: MultiEngineClient, cluster: client.Cluster) -> None:
         MultiEngineClient("pb://" + "a" * 32 + furl[furl.index("@") :])
 
 
+def test_the_furl_to_look_with(mec: MultiEngineClient, cluster: client.Cluster) -> None:
+    files = ClusterFiles(cluster.cluster)
+    with client.ViewClient(files.furl("view")) as view, client.ViewClient(cluster=cluster.cluster) as same:
+        assert view.ids == same.ids == mec.get_ids()
+        assert [row["pid"] for row in view.status()] == [row["pid"] for row in mec.status()]
+    with pytest.raises(NotAllowed):
+        MultiEngineClient(files.furl("view"))
+    with pytest.raises(NotAllowed):
+        client.ViewClient(files.furl("task"))
+
+
 def test_nobody_listens(mec: MultiEngineClient, cluster: client.Cluster) -> None:
     furl = ClusterFiles(cluster.cluster).furl("multiengine").read_text().strip()
     tub, _, rest = furl.partition("@")

@@ -13,15 +13,18 @@ from ipython1.kernel.client.results import Result, ResultList
 from ipython1.kernel.client.task import TaskClient
 from ipython1.kernel.client.taskresult import TaskResult
 from ipython1.kernel.client.taskspec import MapTask, StringTask, depend, require
+from ipython1.kernel.client.viewclient import ViewClient
 from ipython1.kernel.error import (
     ClientClosed,
     CommandTimeout,
     CompositeError,
     ConnectionFailed,
+    DetachFailed,
     EngineDied,
     ImpossibleDependency,
     InvalidEngineID,
     IPython1Error,
+    LaunchError,
     NoEnginesRegistered,
     QueueCleared,
     QueueFull,
@@ -30,6 +33,7 @@ from ipython1.kernel.error import (
     TaskAborted,
     TaskRejected,
     TaskTimeout,
+    UnknownResult,
 )
 from ipython1.kernel.wire.objects import Reference
 
@@ -42,10 +46,12 @@ __all__ = [
     "CommandTimeout",
     "CompositeError",
     "ConnectionFailed",
+    "DetachFailed",
     "EngineDied",
     "IPython1Error",
     "ImpossibleDependency",
     "InvalidEngineID",
+    "LaunchError",
     "MapTask",
     "MultiEngineClient",
     "NoEnginesRegistered",
@@ -63,6 +69,8 @@ __all__ = [
     "TaskRejected",
     "TaskResult",
     "TaskTimeout",
+    "UnknownResult",
+    "ViewClient",
     "depend",
     "require",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ipython1.kernel.client.calls import Calls
-from ipython1.kernel.client.status import QueueStatus, Status
+from ipython1.kernel.client.status import QueueStatus, Status, fetch_status, rows_of
 from ipython1.kernel.client.targets import TargetSpec
 from ipython1.kernel.wire import objects
 
@@ -29,7 +29,7 @@ class EngineControl(Calls):
             epoch) nothing is heard of an engine, where that is so.
         """
         chosen = self._chosen(targets)
-        return self._question("queue_status", chosen, block, _rows_of(chosen), QueueStatus, targets=chosen)
+        return self._question("queue_status", chosen, block, rows_of(chosen), QueueStatus, targets=chosen)
 
     def clear_queue(self, targets: TargetSpec | None = None, block: bool | None = None) -> Any:
         """Cancel what has not started; those commands raise `QueueCleared`.
@@ -235,14 +235,7 @@ class EngineControl(Calls):
         Status
             A list of dicts that shows as a table.
         """
-        return self._status(self._chosen(None))
-
-    def _status(self, ids: Sequence[int]) -> Status:
-        self._core.check_usable()
-        table, links = self._core.ask("status"), self._core.ask("links")
-        for future in (table, links):
-            self._core.wait(future, None)
-        return Status([row for row in table.result() if row["id"] in ids], links=links.result())
+        return fetch_status(self._core, self._chosen(None))
 
 
 def _all_fresh(table: Sequence[Mapping[str, Any]], before: Mapping[int, str]) -> bool:
@@ -256,15 +249,6 @@ def _none_left(table: Sequence[Mapping[str, Any]], before: Mapping[int, str]) ->
 
 def _none_each(chosen: Sequence[int]) -> Callable[[Any], list[Any]]:
     return lambda answer: [None] * len(chosen)
-
-
-def _rows_of(chosen: Sequence[int]) -> Callable[[Any], list[Any]]:
-    def rows(answer: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
-        found = {id: {**facts, "queue": list(facts["queue"])} for id, facts in answer}
-        # One that has gone since has nothing to do.
-        return [(id, found.get(id, {"queue": [], "pending": None})) for id in chosen]
-
-    return rows
 
 
 def _keys(keys: str | Iterable[str]) -> list[str]:

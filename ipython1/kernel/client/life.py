@@ -31,6 +31,12 @@ class ClientLife:
         # Views and pending results keep the client alive; without any of them it closes by itself.
         self._close = weakref.finalize(self, core.close)
 
+    @property
+    def ids(self) -> list[int]:
+        """The engine ids, sorted."""
+        self._core.check_usable()
+        return [engine["id"] for engine in self._core.engines()]
+
     def close(self) -> None:
         """End the connection; the engines and their namespaces stay. What is outstanding fails."""
         self._close()

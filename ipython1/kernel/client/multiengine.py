@@ -12,7 +12,7 @@ from ipython1.kernel.client.calls import Calls
 from ipython1.kernel.client.completions import QuickAnswers
 from ipython1.kernel.client.connect import DEFAULT_CLUSTER, FURLSpec, _open
 from ipython1.kernel.client.life import ClientLife
-from ipython1.kernel.client.status import Status
+from ipython1.kernel.client.status import Status, fetch_status
 from ipython1.kernel.client.targets import TargetSpec
 from ipython1.kernel.client.timeline import Timeline, fetch_timeline
 from ipython1.kernel.client.views import TargetView
@@ -109,7 +109,7 @@ class MultiEngineClient(ClientLife, TargetView):
         Status
             A list of dicts that shows as a table.
         """
-        return self._status(self._all_ids())
+        return fetch_status(self._core, self._all_ids())
 
     def timeline(self, path: str | os.PathLike[str] | None = None) -> Timeline:
         """What ran where on all engines, and what runs now: as far back as the controller remembers.
@@ -123,10 +123,7 @@ class MultiEngineClient(ClientLife, TargetView):
         -------
         Timeline
         """
-        found = fetch_timeline(self._core)
-        if path is not None:
-            found.save(path)
-        return found
+        return fetch_timeline(self._core, path)
 
     def task_client(self) -> TaskClient:
         """A `TaskClient` of the same cluster, with a connection of its own."""

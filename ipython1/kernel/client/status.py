@@ -1,4 +1,4 @@
-"""The tables that `status()` and `queue_status()` give."""
+"""The tables that `status()` and `queue_status()` give, and what the controller says for them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import html
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipython1.kernel.client.ids import ranges
 from ipython1.kernel.texts import duration_text, one_line, size_text
+
+if TYPE_CHECKING:
+    from ipython1.kernel.client.core import ClientCore
 
 #: Rows of a table that show; the others are counted, and folded in a notebook.
 UNFOLDED = 8
@@ -174,6 +177,34 @@ class QueueStatus(Table):
         running = sum(facts["pending"] is not None for _, facts in rest)
         waiting = sum(len(facts["queue"]) for _, facts in rest)
         return f"{len(rest)} more ({ranges(id for id, _ in rest)}): {running} busy, {waiting} waiting"
+
+
+def fetch_status(core: ClientCore, ids: Sequence[int]) -> Status:
+    """The state of these engines."""
+    core.check_usable()
+    table, links = core.ask("status"), core.ask("links")
+    for future in (table, links):
+        core.wait(future, None)
+    return Status([row for row in table.result() if row["id"] in ids], links=links.result())
+
+
+def rows_of(ids: Sequence[int]) -> Callable[[Any], list[Any]]:
+    """What makes the rows of a `QueueStatus` for these engines of the controller's answer."""
+
+    def rows(answer: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
+        found = {id: {**facts, "queue": list(facts["queue"])} for id, facts in answer}
+        # One that has gone since has nothing to do.
+        return [(id, found.get(id, {"queue": [], "pending": None})) for id in ids]
+
+    return rows
+
+
+def fetch_task_status(core: ClientCore, verbose: bool) -> dict[str, Any]:
+    """How many tasks are in which state, or their ids."""
+    answer = core.ask("task_status", verbose=bool(verbose))
+    core.wait(answer, None)
+    status = answer.result()
+    return {name: list(value) if verbose else value for name, value in status.items()}
 
 
 def _waiting(labels: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union
 from ipython1.kernel.client.calls import _checked_block, short_label
 from ipython1.kernel.client.connect import DEFAULT_CLUSTER, FURLSpec, _open
 from ipython1.kernel.client.functions import _callable_name
+from ipython1.kernel.client.status import fetch_task_status
 from ipython1.kernel.client.taskbatches import dump_arguments
 from ipython1.kernel.client.taskcalls import TaskCalls
 from ipython1.kernel.client.taskmap import Feeder, MapPending
@@ -340,10 +341,7 @@ class TaskClient(TaskCalls):
         verbose : bool
             Their ids, of each state up to ten thousand.
         """
-        answer = self._core.ask("task_status", verbose=bool(verbose))
-        self._core.wait(answer, None)
-        status = answer.result()
-        return {name: list(value) if verbose else value for name, value in status.items()}
+        return fetch_task_status(self._core, verbose)
 
     # -- neighbours ------------------------------------------------------------------------------
 

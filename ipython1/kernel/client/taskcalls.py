@@ -44,12 +44,6 @@ class TaskCalls(ClientLife):
                 self._batches.close()
         super().close()
 
-    @property
-    def ids(self) -> list[int]:
-        """The engine ids, sorted."""
-        self._core.check_usable()
-        return [engine["id"] for engine in self._core.engines()]
-
     def _check(self) -> None:
         self._core.check_usable()
         if not self._core.engines():

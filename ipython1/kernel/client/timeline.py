@@ -138,8 +138,8 @@ class Timeline:
         return min(span["started"] for span in self.spans), max(span["completed"] for span in self.spans)
 
 
-def fetch_timeline(core: ClientCore) -> Timeline:
-    """Ask the controller for what it has."""
+def fetch_timeline(core: ClientCore, path: str | os.PathLike[str] | None = None) -> Timeline:
+    """Ask the controller for what it has; saved at `path`, where one is given."""
     core.check_usable()
     spans: list[dict[str, Any]] = []
     after = 0
@@ -174,7 +174,10 @@ def fetch_timeline(core: ClientCore) -> Timeline:
         {name: incident[name] for name in ("time", "engine", "what", "text")}
         for incident in answer["incidents"]
     ]
-    return Timeline(spans, incidents, {engine["id"]: engine["host"] for engine in core.engines()})
+    found = Timeline(spans, incidents, {engine["id"]: engine["host"] for engine in core.engines()})
+    if path is not None:
+        found.save(path)
+    return found
 
 
 def _microseconds(seconds: float) -> float:
