@@ -42,6 +42,8 @@ class ClusterFiles:
         Certificate and private key of the controller (PEM).
     state : Path
         What `ipcluster` knows of the running cluster (JSON).
+    detached : Path
+        Folder of the work that goes on without its client.
     """
 
     def __init__(self, cluster: str = "default", root: Path | None = None) -> None:
@@ -58,6 +60,7 @@ class ClusterFiles:
         self.run = self.folder / "run"
         self.certificate = self.security / "ipcontroller.pem"
         self.state = self.run / "ipcluster.json"
+        self.detached = self.run / "detached"
 
     def __repr__(self) -> str:
         return f"ClusterFiles({self.cluster!r}, {str(self.root)!r})"

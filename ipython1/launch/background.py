@@ -15,10 +15,10 @@ from ipython1.kernel.files import ClusterFiles
 from ipython1.kernel.processes import exit_words
 from ipython1.launch.state import State, clean, is_running
 
-#: Seconds that one of our own has to stop in order.
-GRACE = 20.0
-#: Seconds that a cluster of anybody has to stop before it is killed.
-STOP_GRACE = 30.0
+#: Seconds that a cluster has to stop in order before it is killed: jobs in a queue take up to forty.
+GRACE = 60.0
+#: Seconds in which one that just starts, or stops, has to say who it is.
+UNKNOWN_GRACE = 5.0
 
 
 def start_command(
@@ -95,8 +95,13 @@ def stop_cluster(files: ClusterFiles, which: State | None = None) -> None:
         The cluster.
     which : State, optional
         Its state; one of that name that was started later is left alone. Nothing: any.
+
+    Raises
+    ------
+    LaunchError
+        It is not known here which process to stop.
     """
-    asked, deadline = 0, time.monotonic() + STOP_GRACE
+    asked, deadline = 0, time.monotonic() + GRACE
     while is_running(files):
         late = time.monotonic() > deadline
         found = State.read(files)
@@ -105,6 +110,11 @@ def stop_cluster(files: ClusterFiles, which: State | None = None) -> None:
         if found.is_current and (late or found.pid != asked):
             asked = found.pid
             os.kill(asked, signal.SIGKILL if late else signal.SIGTERM)
+        elif not asked and time.monotonic() > deadline - GRACE + UNKNOWN_GRACE:
+            raise LaunchError(
+                f"Cluster {files.cluster} is not stopped: its ipcluster is not among the processes of this "
+                "host. Stop it where it was started."
+            )
         time.sleep(0.02)
 
 

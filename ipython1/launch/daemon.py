@@ -31,6 +31,7 @@ def daemonize(log: Callable[[], Path]) -> Callable[[], None]:
     child = os.fork()
     if child:
         os.close(theirs)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.exit(_wait(child, ours))
     os.close(ours)
     os.setsid()
@@ -44,7 +45,7 @@ def daemonize(log: Callable[[], Path]) -> Callable[[], None]:
 
 
 def _wait(child: int, pipe: int) -> int:
-    """The exit status for the parent."""
+    """The exit status for the parent; a Ctrl-C or SIGTERM meanwhile is for the child."""
     while True:
         try:
             if os.read(pipe, 1):

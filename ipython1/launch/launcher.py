@@ -97,6 +97,8 @@ class Launcher:
 
     #: The engines are on other hosts, so the controller has to listen to those.
     is_remote = False
+    #: It can `start` any number: after a death of all, as many as were wanted last.
+    resizes = False
     #: More engines are started by `grow`, not by the nannies of those that are there.
     grows = False
     #: Seconds in which the engines have to come, where the user does not say.

@@ -196,7 +196,7 @@ class LocalController:
 
     def events(self) -> list[dict[str, Any]]:
         """What the controller has said since the last call."""
-        data = b""
+        data, self._rest = self._rest, b""  # `_close` has nothing to lose then
         while self._fd is not None:
             try:
                 piece = os.read(self._fd, 65536)
@@ -205,7 +205,7 @@ class LocalController:
             if not piece:
                 self._close()
             data += piece
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._rest = data.split(b"\n")
         return [json.loads(line) for line in lines]
 
     @property
@@ -304,6 +304,8 @@ class LocalLauncher(Launcher):
     restart, stuck, stuck_after, name
         See `Launcher`.
     """
+
+    resizes = True
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ stdin: it is on no command line, and in no file there. What keeps a host is in
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import textwrap
@@ -44,20 +45,28 @@ class Ssh(Child):
     """
 
     def __init__(self, command: Sequence[str], output: Path, script: str) -> None:
-        self._seen = output.stat().st_size if output.exists() else 0
+        seen = output.stat().st_size if output.exists() else 0
         super().__init__(command, output, environment(), stdin=True, append=True)
+        self._log = output.open("rb")  # stays good where the file is removed
+        self._log.seek(seen)
         self.tell(first_line(script), last=False)
 
     def said(self) -> str:
         """What it has written since the last call, in whole lines; all of it, where it has ended."""
         ended = self.status is not None
-        with self.output.open("rb") as file:
-            file.seek(self._seen)
-            data = file.read()
-        if not ended:
-            data = data[: data.rfind(b"\n") + 1]
-        self._seen += len(data)
+        data = b"" if self._log.closed else self._log.read()
+        if ended:
+            self._log.close()
+        else:
+            whole = data.rfind(b"\n") + 1
+            self._log.seek(whole - len(data), os.SEEK_CUR)
+            data = data[:whole]
         return data.decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """See `Child`."""
+        super().stop()
+        self._log.close()
 
 
 class SshLauncher(Launcher):

@@ -285,9 +285,26 @@ def clean(files: ClusterFiles, everything: bool = False) -> bool:
     return True
 
 
-def remove_traces(files: ClusterFiles) -> None:
-    """Empty the run folder, but for the locks. The caller holds the cluster's lock."""
+def end_run(files: ClusterFiles, keep_detached: bool) -> None:
+    """Remove what a run of the cluster leaves. The caller holds the cluster's lock, its controller has ended.
+
+    Where another controller lives, started by hand, that is only what says that the cluster runs.
+    """
+    lock = controller_lock(files)
+    if not lock.acquire():
+        files.state.unlink(missing_ok=True)
+        return
+    try:
+        remove_traces(files, keep_detached)
+    finally:
+        lock.release()
+
+
+def remove_traces(files: ClusterFiles, keep_detached: bool = False) -> None:
+    """Empty the run folder, but for the locks. The caller holds the locks of cluster and controller."""
     for path in list(files.run.iterdir()):
+        if path == files.detached and keep_detached:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix != ".lock":

@@ -33,9 +33,9 @@ from ipython1.launch.growing import Growth
 from ipython1.launch.launcher import Launcher
 from ipython1.launch.report import Report
 from ipython1.launch.signals import Signals
-from ipython1.launch.state import State, birth, remove_traces
+from ipython1.launch.state import State, birth, end_run
 
-#: A process that died so many times within `PERIOD` seconds is not started again.
+#: Deaths of a process within `PERIOD` seconds after which it is started again.
 DEATHS = 3
 PERIOD = 60.0
 #: Seconds between two looks at what cannot wake the loop.
@@ -159,6 +159,7 @@ class Supervisor:
         self._is_written = True  # the state file is up to date
         self._failed = 0
         self._missing = 0  # engines that the launcher has given up
+        self._share = n  # engines that it is to have
         self._shown: set[str] = set()
         self._budgets = {"controller": Budget(now), "engines": Budget(now)}
 
@@ -230,11 +231,13 @@ class Supervisor:
                 part.stop()
             except KeyboardInterrupt:
                 part.stop()  # asked for a second time: at once
+            except OSError as error:  # the rest has to be stopped all the same
+                self._report.warn(f"{error.filename}: {error.strerror or error}.")
         for text in self._launcher.news():
             self._report.warn(text)
         sweep()
         if self._keeps_state:
-            remove_traces(self._files)
+            end_run(self._files, keep_detached=not self._listens)  # a failed start must not cost work
             if self.state.temporary:
                 shutil.rmtree(self._files.folder, ignore_errors=True)
         if self.is_ready:
@@ -272,8 +275,7 @@ class Supervisor:
             self._write()
             self._count()
         elif what == "scaled":
-            self.state.wanted = event["n"]
-            self._write()
+            self._scaled(event)
         elif what == "failed":
             self._failed += not event.get("replaced")
             self._show("an engine died before it was ready", event.get("output", ""))
@@ -293,9 +295,15 @@ class Supervisor:
             self._start_engines()
             self._count()
 
+    def _scaled(self, event: dict[str, Any]) -> None:
+        self.state.wanted = wanted = event["n"]
+        if self._launcher.resizes:  # what other launchers have of these stays as it is
+            self._share = max(0, min(self._share + wanted - event["before"], wanted))
+        self._write()
+
     def _start_engines(self) -> None:
-        self._growth.asked(self.state.n)
-        self._launcher.start(self.state.n, self._files.furl("engine").read_text())
+        self._growth.asked(self._share)
+        self._launcher.start(self._share, self._files.furl("engine").read_text())
         self._has_engines = True
         self._note_pids()
 
@@ -353,6 +361,9 @@ class Supervisor:
             self._note_pids()
         elif not self._budgets["engines"].allows():
             self._end(1, f"the engines ended too often, the last time: {how}\n{words}".rstrip())
+        elif not self._share:
+            self._report.warn(f"the engines ended: {how}. None is wanted.")
+            self._note_pids()
         else:
             self._report.warn(f"the engines ended: {how}. They are started again.")
             self._start_engines()

@@ -173,7 +173,7 @@ def run(
 ) -> None:
     """Start a cluster, run a Python script with it, and stop it.
 
-    The script finds a client of the cluster as `mec`, or makes one with client.MultiEngineClient().
+    The script finds clients of the cluster as `mec` and `tc`, or makes one with client.MultiEngineClient().
     The exit status is that of the script.
     """
     temporary = files is None

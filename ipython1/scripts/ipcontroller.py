@@ -260,7 +260,7 @@ class ControllerProcess:
                 controller_grace=self._options.controller_grace,
                 scheduler=make_scheduler(self._options.scheduler),
                 queue_limit=self._options.queue_limit << 20,
-                detached=Folder(self._files.run / "detached", self._options.detach_limit * 1_000_000),
+                detached=Folder(self._files.detached, self._options.detach_limit * 1_000_000),
                 in_thread=deferToThread,
                 launcher_grows=self._options.launcher_grows,
             )

@@ -274,6 +274,23 @@ def test_engines_that_cannot_start(
     until(running.family.gone)
 
 
+def test_who_ends_the_way_to_the_background_ends_what_is_on_it() -> None:
+    code = (
+        "import os, time\n"
+        "from ipython1.launch.daemon import daemonize\n"
+        "daemonize(lambda: None)\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert waiting.stdout is not None
+    child = psutil.Process(int(waiting.stdout.readline()))
+    waiting.terminate()
+    waiting.communicate(timeout=TIMEOUT)
+    assert waiting.returncode == 128 + signal.SIGTERM
+    until(lambda: not child.is_running())
+
+
 def test_in_the_background(files: ClusterFiles) -> None:
     cluster = ["--cluster", files.cluster]
     done = ipcluster("start", "-n", "2", *cluster, "--port", "0", "--daemonize")

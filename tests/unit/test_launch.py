@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
+from ipython1.kernel.error import LaunchError
 from ipython1.kernel.files import ClusterFiles
-from ipython1.launch import runner, state
+from ipython1.launch import background, runner, state
 from ipython1.launch.cluster import Cluster
 from ipython1.launch.launcher import Launcher, find_launcher, make_launcher
-from ipython1.launch.local import RunningController, environment
+from ipython1.launch.local import LocalController, RunningController, environment
 from ipython1.launch.logs import KEPT, follow, log_lines, prune
 from ipython1.launch.report import Banner, Report, engines_line
 from ipython1.launch.state import AlreadyRunning, Lock, NotRunning, State
@@ -330,6 +331,42 @@ def test_the_way_down(files: ClusterFiles) -> None:
     assert not files.state.exists()
 
 
+def test_a_start_that_fails_costs_no_detached_work(files: ClusterFiles) -> None:
+    files.detached.mkdir()
+    (files.detached / "1").touch()
+    House(files).supervisor.stop()
+    assert (files.detached / "1").exists()
+    assert not files.state.exists()
+    house = House(files)
+    house.up()
+    house.supervisor.stop()  # its engines are gone, and what they had
+    assert not files.detached.exists()
+
+
+def test_a_start_that_fails_takes_nothing_from_a_controller_that_runs(files: ClusterFiles) -> None:
+    (files.run / "lane.sock").touch()
+    other = state.controller_lock(files)
+    assert other.acquire()
+    House(files).supervisor.stop()
+    assert (files.run / "lane.sock").exists()
+    assert not files.state.exists()
+    other.release()
+
+
+def test_what_cannot_be_stopped_does_not_keep_the_rest(
+    files: ClusterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(files)
+
+    def stop() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "a.out")
+
+    monkeypatch.setattr(house.launcher, "stop", stop)
+    house.supervisor.stop()
+    assert house.calls[-1] == "controller stopped"
+    assert house.report.warnings == ["a.out: No such file or directory."]
+
+
 def test_a_second_ctrl_c_stops_at_once(files: ClusterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(files)
     stops: list[int] = []
@@ -447,6 +484,30 @@ def test_dead_engines_are_started_again(files: ClusterFiles) -> None:
     assert house.calls == [("engines", 2, "pb://secret\n")]
     house.supervisor.look()
     assert len(house.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("orders", "started"),
+    [
+        ([(2, 5)], [5]),
+        ([(2, 5), (5, 1)], [1]),
+        ([(4, 6)], [4]),  # two are another launcher's
+        ([(1, 2)], [2]),  # one was given up
+        ([(2, 0)], []),
+    ],
+)
+def test_after_a_death_of_all_there_are_as_many_as_were_wanted_last(
+    files: ClusterFiles, orders: list[tuple[int, int]], started: list[int]
+) -> None:
+    house = House(files)
+    house.launcher.resizes = True
+    house.up()
+    for before, n in orders:
+        house.hear("scaled", n=n, before=before)
+    house.launcher.ended = "killed by signal 9 (SIGKILL)"
+    house.supervisor.look()
+    assert house.calls == [("engines", n, "pb://secret\n") for n in started]
+    assert house.report.warnings[-1].endswith("started again." if started else "None is wanted.")
 
 
 def test_engines_that_were_told_to_end_stay_away(files: ClusterFiles) -> None:
@@ -567,6 +628,28 @@ def test_the_budget_of_restarts(pauses: list[float]) -> None:
         deaths.append(clock.seconds())
         recent = [death for death in deaths if deaths[-1] - death <= PERIOD]
         assert budget.allows() is (len(recent) <= DEATHS)
+
+
+def test_the_last_words_of_a_controller_come_in_pieces(files: ClusterFiles) -> None:
+    controller = LocalController(files)
+    controller._fd, theirs = os.pipe()
+    os.set_blocking(controller._fd, False)
+    os.write(theirs, b'{"event": "a"}\n{"eve')
+    assert controller.events() == [{"event": "a"}]
+    os.write(theirs, b'nt": "b"}\n')
+    os.close(theirs)
+    assert controller.events() == [{"event": "b"}]
+    assert controller.fileno() is None
+
+
+def test_a_cluster_of_another_host_cannot_be_stopped_here(
+    files: ClusterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "UNKNOWN_GRACE", 0.05)
+    with state.held(files):
+        State(pid=os.getpid(), created=1.0).write(files)  # no process of this host
+        with pytest.raises(LaunchError, match="Stop it where it was started"):
+            background.stop_cluster(files)
 
 
 def test_more_engines_for_a_cluster_that_runs(files: ClusterFiles) -> None:

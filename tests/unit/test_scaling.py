@@ -245,7 +245,7 @@ def test_others_are_not(world: World) -> None:
     world.engines(2)
     world.ask("scale", n=3)
     assert world.said("arrived") == []
-    assert world.said("scaled") == [{"event": "scaled", "n": 3}]
+    assert world.said("scaled") == [{"event": "scaled", "n": 3, "before": 2}]
     assert [(order.what, order.number) for order in world.nanny.hear(Order)] == [("start", 1)]
 
 

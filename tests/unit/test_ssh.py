@@ -612,6 +612,16 @@ def test_the_script_reaches_a_shell_and_what_it_says_comes_back(fake: str, tmp_p
     assert (tmp_path / "out").read_text() == "one\ntwo word\nrestagain\n"
 
 
+def test_what_it_says_is_heard_where_its_file_is_removed(fake: str, tmp_path: Path) -> None:
+    ssh = Ssh([fake, "a", COMMAND], tmp_path / "out", 'read line; echo "heard $line"')
+    (tmp_path / "out").unlink()
+    ssh.tell("word\n")
+    until(lambda: ssh.status is not None, "its end")
+    assert ssh.said() == "heard word\n"
+    assert ssh.said() == ""
+    ssh.stop()
+
+
 def test_hosts_that_refuse_are_missing_and_the_others_go_on(files: ClusterFiles, fake: str) -> None:
     # A "nanny" that says it is there, and what it reads.
     python = files.root / "python"

@@ -91,12 +91,13 @@ class Scaling:
         if self._launcher_grows:
             self._notify({"event": "scaled", "n": wanted, "missing": missing})
         else:
-            missing -= sum(map(self._number_starting, list(self._starting)))
+            starting = sum(map(self._number_starting, list(self._starting)))
+            missing -= starting
             if missing > 0 and not self._nannies():
                 raise LaunchError(
                     what="An engine", reason="no nanny is connected; run ipcluster engines -n 1"
                 )
-            self._notify({"event": "scaled", "n": wanted})
+            self._notify({"event": "scaled", "n": wanted, "before": len(engines) + starting})
             self._start(missing, engines)
         for engine in leave:
             self.stop(engine)
