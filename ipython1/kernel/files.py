@@ -53,7 +53,7 @@ class ClusterFiles:
                 "and begin with no '.'."
             )
         self.cluster = cluster
-        self.root = default_root() if root is None else Path(root)
+        self.root = (default_root() if root is None else Path(root)).absolute()  # others have other folders
         self.folder = self.root / cluster
         self.security = self.folder / "security"
         self.log = self.folder / "log"

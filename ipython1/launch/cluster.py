@@ -140,7 +140,7 @@ class Cluster:
             It does not run.
         """
         state = self._running_state()
-        names = {"cluster": self.cluster, "root": os.fspath(self._files.root.absolute())}
+        names = {"cluster": self.cluster, "root": os.fspath(self._files.root)}
         return {**names, "engines": self._kind, "n": state.n, "pid": state.pid, "created": state.created}
 
     # -- looking ----------------------------------------------------------------
@@ -274,7 +274,7 @@ class Cluster:
             client.close()
 
     def _environment(self) -> dict[str, str]:
-        return environment(IPYTHON1_DIR=os.fspath(self._files.root.absolute()))
+        return environment(IPYTHON1_DIR=os.fspath(self._files.root))
 
     def __enter__(self) -> MultiEngineClient:
         return self.client() if self.running else self.start()

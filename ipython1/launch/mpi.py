@@ -107,7 +107,7 @@ class MpiLauncher(Launcher):
 
     def _line(self, n: int) -> list[str]:
         # A path in a folder that all hosts have: only rank 0 has the stdin of mpiexec.
-        files = [os.fspath(path.absolute()) for path in (self._files.furl("engine"), self._files.log)]
+        files = [os.fspath(path) for path in (self._files.furl("engine"), self._files.log)]
         command = module_command("ipython1.scripts.ipengine")
         if self._python:
             command[0] = self._python

@@ -178,7 +178,7 @@ def run(
     """
     temporary = files is None
     files = files or ClusterFiles(states.private_name("run"))
-    furl = os.fspath(files.furl("multiengine").absolute())
+    furl = os.fspath(files.furl("multiengine"))
 
     def start_script() -> subprocess.Popen[bytes]:
         command = [*module_command("ipython1.launch.runner"), script, *arguments]

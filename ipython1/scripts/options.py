@@ -109,7 +109,9 @@ def launcher_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_launcher(**arguments: Any) -> Any:
         given = {option.name: arguments.pop(option.name) for option in OPTIONS}
-        return command(asked={name: value for name, value in given.items() if value}, **arguments)
+        # A 0 was given: it is the launcher that says what is wrong with it.
+        asked = {name: value for name, value in given.items() if value or type(value) is int}
+        return command(asked=asked, **arguments)
 
     wrapped: Callable[..., Any] = with_launcher
     for option in reversed(OPTIONS):

@@ -16,6 +16,14 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def test_a_folder_named_from_here_is_the_same_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IPYTHON1_DIR", "here")
+    assert ClusterFiles("lab").folder == tmp_path / "here" / "lab"
+
+
 def test_paths(tmp_path: Path) -> None:
     cluster = ClusterFiles("lab", tmp_path)
     assert (cluster.cluster, cluster.root, cluster.folder) == ("lab", tmp_path, tmp_path / "lab")

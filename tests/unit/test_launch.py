@@ -741,6 +741,7 @@ def test_options_alone_mean_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ("status -o table", 2, "not one of 'text', 'json'"),
         ("clean --cluster x", 3, "there is no cluster x"),
         ("start --engines moon", 2, "There is no launcher 'moon'. Installed are: "),
+        ("start --engines slurm --per-job 0", 2, "--per-job is 1 or more, not 0"),
         ("start --cluster a/b", 2, "cannot be the name of a cluster"),
         ("strat", 2, "No such command 'strat'"),
         ("start -n 0", 2, "0 is not in the range"),
