@@ -140,6 +140,16 @@ class Launcher:
         """How many may still come, where `grows`: they wait, or have begun to start not long ago."""
         return 0
 
+    @property
+    def waiting(self) -> int:
+        """How many of those have certainly not begun to start."""
+        return 0
+
+    @property
+    def again(self) -> int:
+        """How many the launcher itself started in place of others that ended, in all its life."""
+        return 0
+
     def plan(self, n: int) -> str:
         """What `start` would do, for the user to read: commands or scripts, without any secret."""
         raise NotImplementedError(f"{type(self).__name__} has no plan")
@@ -158,6 +168,13 @@ class Launcher:
     def shrink(self, n: int) -> int:
         """Give up at most `n` engines that have not begun to start, where `grows`; returns how many."""
         return 0
+
+    def let_go(self, leaving: int) -> None:
+        """Start none in place of engines whose time is over: `leaving`, or more where that is certain."""
+
+    def when_seen(self, then: Callable[[], bool]) -> bool:
+        """Call `then` once `waiting` and `coming` are up to date; its answer, False if that is later."""
+        return then()
 
     def poll(self) -> str | None:
         """See `ILauncher`."""

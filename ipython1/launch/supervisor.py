@@ -311,9 +311,13 @@ class Supervisor:
         """See whether all engines are there that will come."""
         if self.is_ready or not self._listens:
             return
+        gone = self._failed + self._missing
+        if self._launcher.grows and (self._launcher.waiting or not self.state.engines):
+            # A job ends when its engines have failed: those are told of twice.
+            gone = max(self._failed, self._missing)
         if len(self.state.engines) >= self.state.n:
             self._ready()
-        elif len(self.state.engines) + self._failed + self._missing >= self.state.n:
+        elif len(self.state.engines) + gone >= self.state.n:
             self._short("the others died" if self._failed else "the others could not be started")
 
     def _short(self, why: str) -> None:

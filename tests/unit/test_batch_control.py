@@ -21,6 +21,7 @@ from ipython1.launch.batch.system import (
     DONE,
     FAILED,
     NODE,
+    PREEMPTED,
     RUNS,
     TIME,
     WAITS,
@@ -383,6 +384,20 @@ def test_and_not_too_often(make: Callable[..., World]) -> None:
     assert world.clock.seconds() < PERIOD
 
 
+@pytest.mark.parametrize("how", [NODE, PREEMPTED])
+def test_of_those_that_ran_for_long_all_are_submitted_again(how: str, make: Callable[..., World]) -> None:
+    world = running(make, 2 * DEATHS, seconds=PERIOD + 2 * INTERVAL)
+    world.become(ended(how))
+    assert world.run() is None
+    assert len(world.site.named("submit")) == 4 * DEATHS
+    assert world.launcher.missing == 0
+    world.become(Seen(RUNS), *world.site.named("poll")[-1])
+    world.run()
+    world.become(ended(how))
+    world.run()
+    assert world.launcher.missing == DEATHS, "of those that had just begun, some"
+
+
 def test_one_that_failed_by_itself_is_not_submitted_again(make: Callable[..., World]) -> None:
     world = running(make)
     log = world.launcher._files.log / "job-17.out"
@@ -400,6 +415,18 @@ def test_engines_that_left_in_time_are_replaced(make: Callable[..., World]) -> N
     [said] = world.news()
     words = "job 17 left before its time was over after N s; its engine is gone"
     assert said == f"{words}. Another job is submitted"
+
+
+@pytest.mark.parametrize(("end", "seconds"), [(ended(DONE), 31), (ended(TIME), 50)])
+def test_when_the_time_of_many_is_over_all_are_replaced(
+    end: Seen, seconds: float, make: Callable[..., World]
+) -> None:
+    world = running(make, 2 * DEATHS, walltime="0:01:00", seconds=seconds)
+    world.become(end)
+    assert world.run() is None
+    assert all(text.endswith("Another job is submitted") for text in world.news())
+    assert len(world.site.named("submit")) == 4 * DEATHS
+    assert (world.launcher.coming, world.launcher.missing) == (2 * DEATHS, 0)
 
 
 def test_one_that_was_killed_at_the_end_of_its_time_has_reached_it(make: Callable[..., World]) -> None:

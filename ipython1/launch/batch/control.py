@@ -10,7 +10,8 @@ waits          why                             said, once for each reason
 waits, runs    it ended, asked for by us       forgotten
 runs           it ended with status 0          its engines were stopped on request: forgotten
 runs           its time, node or memory ended  said; another one is submitted, where restarting is on,
-                                               and not after `DEATHS` such ends within `PERIOD`
+                                               and not after `DEATHS` ends within `PERIOD` of jobs that had
+                                               just begun
 waits, runs    it ended otherwise              said; its engines are missing
 =============  ==============================  =========================================================
 """
@@ -27,8 +28,8 @@ from ipython1.kernel.error import LaunchError
 from ipython1.kernel.processes import exit_words, tail
 from ipython1.launch.batch.errand import Errand
 from ipython1.launch.batch.job import Job, Template
-from ipython1.launch.batch.jobs import End, Jobs, Known
-from ipython1.launch.batch.system import WAITS, System
+from ipython1.launch.batch.jobs import SHOWN_AFTER, End, Jobs, Known
+from ipython1.launch.batch.system import TIME, WAITS, System
 
 #: Commands that submit, at a time.
 AT_A_TIME = 4
@@ -36,7 +37,7 @@ AT_A_TIME = 4
 INTERVAL, SHORT_INTERVAL = 2.0, 0.5
 #: Seconds that jobs get to leave the queue when all is stopped, and between looks at the commands.
 LEAVING, LOOK = 40.0, 0.1
-#: So many ends within `PERIOD` seconds, and no other job is submitted for one that ended.
+#: So many ends within `PERIOD` seconds, of jobs that ran for less, and no other job follows such a one.
 DEATHS, PERIOD = 3, 60.0
 #: How all ended, where one of them ended badly.
 NO_JOB = "no job left"
@@ -95,6 +96,9 @@ class Control:
         self._look: Errand | None = None
         self._looked = -math.inf
         self._inquest: Errand | None = None
+        self._then: Callable[[], bool] | None = None  # waits for a look
+        self._earlier: Errand | None = None  # a look that began before that
+        self._is_fresh = False
         self._cancels: list[Errand] = []
         self._silences = 0
         self._ends: deque[float] = deque(maxlen=DEATHS)
@@ -103,6 +107,8 @@ class Control:
         self._refusal = ""  # the last one
         #: Engines that will not come, or not again.
         self.missing = 0
+        #: Engines of jobs that were submitted for others that ended.
+        self.again = 0
         #: The end of what the last job wrote of those that ended badly.
         self.last_words = ""
 
@@ -121,8 +127,17 @@ class Control:
     @property
     def coming(self) -> int:
         """How many engines may still come."""
+        return self._unsubmitted + self._jobs.coming
+
+    @property
+    def waiting(self) -> int:
+        """How many engines have certainly not begun to start."""
+        return self._unsubmitted + self._jobs.seen_waiting
+
+    @property
+    def _unsubmitted(self) -> int:
         submitting = sum((each.job.count - each.unwanted) * each.job.each for each in self._submissions)
-        return sum(job.count * job.each for job in self._to_submit) + submitting + self._jobs.coming
+        return sum(job.count * job.each for job in self._to_submit) + submitting
 
     def news(self) -> list[str]:
         """What the user has to know, since the last call."""
@@ -147,8 +162,21 @@ class Control:
         if self._inquest is not None and self._inquest.is_done:
             inquest, self._inquest = self._inquest, None
             self._ended(self._jobs.learned(self._system.inquest(inquest.output)))
+        # One that is lost may be followed by another.
+        is_known = (self._is_fresh and not self._jobs.lost()) or not len(self._jobs)
+        if self._then is not None and is_known:
+            then, self._then = self._then, None
+            then()
         if self._look is None and len(self._jobs) and self._now() - self._looked >= self._interval:
             self._look = self._errand(self._system.poll_command(self._jobs.keys))
+
+    def when_seen(self, then: Callable[[], bool]) -> bool:
+        """Call `then` once it is known what the jobs do now; its answer, False if that is later."""
+        if not len(self._jobs):
+            return then()
+        # The answer to a question that was asked already may be older.
+        self._then, self._earlier, self._is_fresh, self._looked = then, self._look, False, -math.inf
+        return False
 
     @property
     def _interval(self) -> float:
@@ -197,6 +225,7 @@ class Control:
                 self._news.append(f"{look.command} does not say how the jobs are: {look.words()}")
             return
         self._silences = 0
+        self._is_fresh = look is not self._earlier
         self._ended(self._jobs.saw(seen))
         lost = self._jobs.lost()
         if lost and self._inquest is None:
@@ -213,12 +242,13 @@ class Control:
             known, again = end.known, False
             if self._stopping or not end.words:
                 continue
-            if self._restart and end.may_come_again and self._allows():
+            if self._restart and end.may_come_again and self._allows(end):
                 # One of an array comes again by itself.
                 self._to_submit.append(replace(known.job, count=1))
+                self.again += known.engines
                 again = True
             self._news.append(end.words + (". Another job is submitted" if again else "") + self._where(end))
-            if not again:
+            if not (again or known.let_go):
                 self.missing += known.engines
             if not (again or end.is_well):
                 self._failed = True
@@ -232,12 +262,26 @@ class Control:
             wrote = False
         return f". See {path}" if wrote and not end.is_well else ""
 
-    def _allows(self) -> bool:
+    def _allows(self, end: End) -> bool:
+        if end.time_is_over or end.seen.reason == TIME or end.known.seconds >= PERIOD:
+            return True  # many may end so together, and the next ones will again run for long
         now = self._now()
         if len(self._ends) == DEATHS and now - self._ends[0] < PERIOD:
             return False
         self._ends.append(now)
         return True
+
+    def let_go(self, leaving: int) -> None:
+        """Have no job follow those whose time is over: their engines, `leaving`, were asked for otherwise."""
+        for known in self._jobs:
+            leave_after = known.job.leave_after
+            if known.began is None or not leave_after or known.let_go:
+                continue
+            left = known.began + leave_after - self._now()
+            # It is seen late that a job has begun, so engines may leave earlier than that.
+            if left <= 0 or (leaving > 0 and left <= SHOWN_AFTER):
+                known.let_go = True
+                leaving -= known.engines
 
     # -- cancelling ---------------------------------------------------------------------------
 
@@ -272,7 +316,7 @@ class Control:
         if self._stopping:
             self._cancel(list(self._jobs))
             return
-        self._stopping = True
+        self._stopping, self._then = True, None
         self._to_submit.clear()
         self._cancel(list(self._jobs))
         began, again = self._now(), False

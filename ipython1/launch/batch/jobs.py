@@ -46,6 +46,7 @@ class Known:
     began: float | None = None
     until: float = 0.0  # when it was last seen to run
     unwanted: bool = False  # we cancel it
+    let_go: bool = False  # no other job is to follow it
     shown: bool = False  # the batch system has shown it
     asked: int = 0  # times how it ended
     told: set[str] = field(default_factory=set)  # reasons for which it waits
@@ -73,7 +74,7 @@ class End:
     def is_well(self) -> bool:
         """Nothing went wrong: it was asked to end, by us or, once it ran, by somebody else."""
         cancelled = self.seen.reason == CANCELLED and self.known.began is not None
-        return self.known.unwanted or cancelled or self.seen.reason == DONE
+        return self.known.unwanted or self.known.let_go or cancelled or self.seen.reason == DONE
 
     @property
     def time_is_over(self) -> bool:
@@ -84,7 +85,7 @@ class End:
     @property
     def may_come_again(self) -> bool:
         """Whether another such job would do better: this one had begun well, and nobody wanted its end."""
-        if self.known.unwanted or self.known.began is None:
+        if self.known.unwanted or self.known.let_go or self.known.began is None:
             return False
         return self.time_is_over or self.seen.reason not in (DONE, FAILED, CANCELLED, GONE)
 
@@ -126,6 +127,15 @@ class Jobs:
             each.engines
             for each in self._jobs.values()
             if not each.unwanted and (each.began is None or now - each.began < COMING)
+        )
+
+    @property
+    def seen_waiting(self) -> int:
+        """How many engines are in jobs that were seen to wait the last time."""
+        return sum(
+            each.engines
+            for each in self._jobs.values()
+            if each.phase == WAITS and each.shown and not each.unwanted
         )
 
     def lost(self) -> list[str]:

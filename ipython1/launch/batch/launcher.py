@@ -207,6 +207,24 @@ class BatchLauncher(Launcher):
         """See `Launcher`."""
         return self._control.coming
 
+    @property
+    def waiting(self) -> int:
+        """See `Launcher`."""
+        return self._control.waiting
+
+    @property
+    def again(self) -> int:
+        """See `Launcher`."""
+        return self._control.again
+
+    def let_go(self, leaving: int) -> None:
+        """See `Launcher`."""
+        self._control.let_go(leaving)
+
+    def when_seen(self, then: Callable[[], bool]) -> bool:
+        """See `Launcher`: once the batch system was asked again."""
+        return self._control.when_seen(then)
+
     def last_words(self) -> str:
         """See `Launcher`: of the last job that ended badly."""
         return self._control.last_words
