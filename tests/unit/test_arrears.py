@@ -6,6 +6,7 @@ import pytest
 
 from ipython1.kernel.controller import arrears
 from ipython1.kernel.controller.peers import Peer as Held
+from ipython1.kernel.controller.service import CLIENT_GRACE
 from ipython1.kernel.wire.records import (
     Answer,
     Ask,
@@ -206,6 +207,46 @@ def test_of_engine_tables_only_the_last_counts(world: World) -> None:
     world.turn(2 * PEER_ACK_DELAY)
     assert len(client.hear(Engines)) == before + 1
     assert client.hear(Engines)[-1].table.count(b"uuid") == 21
+
+
+@pytest.mark.parametrize("end", ["grace", "stop"])
+def test_of_a_client_that_never_reads_again_nothing_stays(world: World, end: str) -> None:
+    client, engine = world.client(), world.engine("a")
+    ids = [f"c1-{i}" for i in range(30)]
+    for id in ids:
+        client.connection.send(submit(id, 0))
+    world.turn()
+    stopped = Stopped(client)
+    for id in ids[:20]:
+        engine.connection.send(ok(id, 0, (b"x" * 1000,)))
+    world.turn()
+    stopped.go_on()
+    world.turn(2 * PEER_ACK_DELAY)  # it is told to ask, and does not
+    Stopped(client)
+    for id in ids[20:]:
+        engine.connection.send(ok(id, 0, (b"x" * LIMIT,)))
+    world.turn()
+    world.engine("b")
+    peer, controller = held(world, client), world.controller
+    assert controller is not None
+    assert peer in controller._tables._owed
+    assert peer.arrears._asked
+    client.vanish()
+    if end == "stop":
+        controller.stop()
+        world.controller = None
+        for each in world.peers:
+            each.connection.stop()
+        world.turn()
+        assert not world.clock.getDelayedCalls()
+    else:
+        for call in world.clock.getDelayedCalls():
+            if call.func == peer.arrears._go_on:
+                call.reset(10 * CLIENT_GRACE)
+        world.turn(CLIENT_GRACE + 1)
+        assert not controller._tables._owed
+        assert not [call for call in world.clock.getDelayedCalls() if call.func == peer.arrears._go_on]
+    assert not len(peer.arrears)
 
 
 def test_a_blob_waits_until_its_receiver_has_caught_up(world: World) -> None:

@@ -50,6 +50,17 @@ def test_each_host_gets_it_once_and_each_engine_has_its_own(cluster: Hosts) -> N
     cluster.nothing_left()
 
 
+def test_of_hosts_that_are_gone_nothing_is_known(cluster: Hosts) -> None:
+    cluster.everybody_knows()
+    routes = cluster.controller.router.blobs  # type: ignore[union-attr]
+    assert set(routes._neighbours) == {"a", "b"}
+    for engine in cluster.engines[:]:
+        if engine.service.id % 2 == 0:
+            cluster.end_engine(engine, "killed")
+    cluster.settle()
+    assert set(routes._neighbours) == {"b"}
+
+
 # -- the protocol by itself, in any order ---------------------------------------------------
 
 TINY = 10

@@ -10,7 +10,7 @@ from twisted.internet.defer import fail
 from twisted.internet.task import Clock
 
 from ipython1.kernel.client.enginetable import EngineTable
-from ipython1.kernel.controller import facets
+from ipython1.kernel.controller import facets, registry
 from ipython1.kernel.controller.lifecycle import ENGINE_GRACE, LAST_WORDS, RESTART_GRACE
 from ipython1.kernel.controller.questions import LABEL_SHOWN
 from ipython1.kernel.controller.queue import HAND
@@ -20,7 +20,13 @@ from ipython1.kernel.controller.service import (
     RETURN_GRACE,
     Controller,
 )
-from ipython1.kernel.error import IPython1Error, NobodyListening, NotAllowed, VersionMismatch
+from ipython1.kernel.error import (
+    ConnectionFailed,
+    IPython1Error,
+    NobodyListening,
+    NotAllowed,
+    VersionMismatch,
+)
 from ipython1.kernel.wire import codec, records
 from ipython1.kernel.wire.blobs import LOST
 from ipython1.kernel.wire.codec import decode_failure, pack, unpack, unpack_map
@@ -183,6 +189,13 @@ def test_ids_are_the_lowest_free_and_clients_hear_of_them(world: World) -> None:
 def test_the_wrong_furl_is_refused(world: World, furl: str, kind: str) -> None:
     peer = world.peer(furl, kind, client="x", uuid="x")
     assert [type(error) for error in peer.errors] == [NotAllowed]
+
+
+def test_who_never_was_here_is_told_that_the_name_is_taken(world: World) -> None:
+    world.client("c1")
+    (error,) = world.client("c1").errors
+    assert type(error) is ConnectionFailed
+    assert str(error) == "The controller has this client already, in another session."
 
 
 def test_another_version_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,6 +584,58 @@ def test_a_new_controller_waits_for_the_engines_its_clients_know(world: World) -
     assert [failure(result) for result in client.hear(Result)] == ["EngineDied"]
 
 
+def test_what_clients_say_of_engines_is_believed_within_bounds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "AWAITED_LIMIT", 10)
+    for i in range(3):
+        world.peer("task", "task", client=f"c{i}", engines=list(range(7 * i, 7 * i + 7)))
+    client = world.client()
+    assert [row["id"] for row in ask(client, world, "status")] == list(range(10))
+    assert world.engine("a").welcomes[0][0] == {"id": 10}
+    assert world.engine("b", wanted=9).welcomes[0][0] == {"id": 9}
+    world.turn(RETURN_GRACE)
+    assert [row["id"] for row in ask(client, world, "status")] == [9, 10]
+
+
+def test_engines_that_do_not_come_back_are_given_up_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = world.peer("multiengine", "multiengine", client="c1", engines=list(range(50)))
+    for target in range(50):
+        client.connection.send(submit(f"c1-{target}", target))
+        client.connection.send(Fetch(f"c9-{target}", (target,)))
+    world.turn()
+    assert world.controller is not None
+    routes, book = world.controller.router._routes, world.controller.tasks
+    looks: list[str] = []
+
+    class Counted(dict[str, Any]):
+        def items(self) -> Any:
+            looks.append("routes")
+            return super().items()
+
+        def values(self) -> Any:
+            looks.append("batches")
+            return super().values()
+
+    monkeypatch.setattr(world.controller.router, "_routes", Counted(routes))
+    monkeypatch.setattr(book, "_batches", Counted(book._batches))
+    world.turn(RETURN_GRACE)
+    assert [failure(result) for result in client.hear(Result)] == ["EngineDied"] * 100
+    assert not world.controller.router._routes
+    assert len(looks) < 10
+
+
+def test_engines_that_never_came_are_not_expected_for_ever(world: World) -> None:
+    world.nanny(engines=("a", "b")).vanish()
+    assert world.controller is not None
+    assert world.controller.registry.incomplete
+    world.turn(RETURN_GRACE + 1)
+    world.nanny("n2", engines=("c", "d")).vanish()
+    assert not world.controller.registry.incomplete
+
+
 def test_a_command_for_an_engine_that_just_left_fails(world: World) -> None:
     client = world.client()
     world.turn(RETURN_GRACE + 1)
@@ -719,6 +784,37 @@ def test_usage_is_taken_only_from_the_engines_own_nanny(world: World) -> None:
     world.turn()
     (row,) = ask(client, world, "status")
     assert (row["cpu"], row["rss"], row["stuck"]) == (12.5, 1000, 7.0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [12.5, 1e300, 0.0],
+        [12.5, 2**64 - 1, 0.0],
+        [float("nan"), 1000, 0.0],
+        [12.5, 1000, float("inf")],
+        [-1.0, 1000, 0.0],
+        ["12.5", 1000, 0.0],
+        [True, 1000, 0.0],
+        [12.5, 1000],
+        [12.5, 1000, 0.0, 0.0],
+        {"cpu": 1, "rss": 2, "stuck": 3},
+        "abc",
+        7,
+        None,
+    ],
+    ids=str,
+)
+def test_absurd_usage_costs_its_nanny_the_link_and_nobody_else_anything(world: World, row: Any) -> None:
+    client = world.client()
+    world.engine("a", nanny="n1")
+    world.engine("b", nanny="n1")
+    nanny = world.nanny("n1", ("a", "b"))
+    nanny.connection.send(Usage(pack({"a": [12.5, 1000, 7.0], "b": row})))
+    world.turn(1)
+    status = ask(client, world, "status")
+    assert [(each["cpu"], each["rss"], each["stuck"]) for each in status] == [(0.0, 0, 0.0)] * 2
+    assert len(nanny.welcomes) > 1, "it had to dial again"
 
 
 def test_stopping_leaves_no_timer(world: World) -> None:

@@ -16,12 +16,19 @@ from twisted.internet.task import LoopingCall
 from ipython1.kernel.client import CompositeError, StringTask
 from ipython1.kernel.client.life import ClientLife
 from ipython1.kernel.client.taskspec import task_keys
+from ipython1.kernel.controller import holdings, parcels
 from ipython1.kernel.controller import ledger as ledger_module
-from ipython1.kernel.controller.parcels import Parcel
+from ipython1.kernel.controller.holdings import Holding
+from ipython1.kernel.controller.ledger import Folder
+from ipython1.kernel.controller.parcels import BLOB, NAME, RECORD, Parcel
 from ipython1.kernel.controller.service import CLIENT_GRACE, RETURN_GRACE
 from ipython1.kernel.engine import kept
 from ipython1.kernel.error import ClientClosed, ConnectionFailed, DetachFailed, EngineDied, UnknownResult
 from ipython1.kernel.testing import MemoryCluster
+from ipython1.kernel.wire.codec import decode_failure, encode
+from ipython1.kernel.wire.records import Answer, Ask, Batch, BlobRef, Chunk, Detach, Withdraw, Work
+from tests.conftest import LoggedErrors
+from tests.unit.task_peers import FOREVER, Peer, TaskWorld
 
 N = 2
 LARGE = 3_000_000
@@ -602,3 +609,141 @@ def test_a_file_that_is_none_of_ours_does_no_harm(cluster: MemoryCluster) -> Non
     assert len(lines) == 1
     cluster.run_until(lambda: len(cluster.ready_ids()) == N)
     assert cluster.client().apply(lambda: 7) == [7] * N
+
+
+# -- what others might send ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[TaskWorld]:
+    world = TaskWorld(detached=Folder(tmp_path / "detached"))
+    yield world
+    world.close()
+
+
+def parcel(user: Peer, name: str, *blobs: tuple[str, int]) -> None:
+    """Detach a batch with one task, and blobs."""
+    work = [Batch("c1-1", "call", "", 0.0, b"\x80", b"\x80", (b"f",)), Work("c1-1", ((0, 0, (b"x",)),))]
+    refs = tuple(BlobRef(f"{name}/{blob}", size) for blob, size in blobs)
+    user.send(Detach(name, 0, tuple(map(encode, work)), refs))
+
+
+def test_many_blobs_are_few_calls(world: TaskWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def counted(path: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(path)
+        return open(path, *args, **kwargs)
+
+    monkeypatch.setattr(parcels, "open", counted, raising=False)
+    user = world.client("c1")
+    sizes = {f"b{i}": 10 * i for i in range(100)}
+    parcel(user, "c1-9", *sizes.items())
+    assert 1 <= len(opened) < 5
+    ledger = world.controller.custody.ledger  # type: ignore[union-attr]
+    for blob in list(ledger.parcels["c1-9"].arriving):
+        name = blob.partition("/")[2]
+        user.send(Chunk(blob, 0, bytes([int(name[1:])]) * sizes[name]))
+    user.send(Ask("c1-9", "detach", b"\x80"))
+    assert [answer.ok for answer in user.hear(Answer)] == [True]
+    folder = ledger.folder.path  # type: ignore[union-attr]
+    found = Parcel(folder, "c1-9")
+    assert [frame.kind for frame in found.open()] == [RECORD] * 2 + [NAME, BLOB] * 100
+    assert found.blobs == sizes
+    assert all(found.blob(name) == bytes([int(name[1:])]) * size for name, size in sizes.items())
+
+
+def test_a_piece_has_no_more_blobs_than_clients_put_into_one(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdings, "BLOBS_LIMIT", 10)
+    user, other = world.client("c1"), world.client("c2")
+    blobs = [(str(i), 1) for i in range(11)]
+    parcel(user, "c1-8", *blobs[:10])
+    assert user.welcomes == [False]
+    parcel(user, "c1-9", *blobs)
+    world.run(1.0)
+    assert len(user.welcomes) > 1, "it had to dial again"
+    assert other.welcomes == [False]
+    assert list(world.controller.custody.ledger.parcels) == ["c1-8"]  # type: ignore[union-attr]
+
+
+def test_bytes_that_a_blob_has_no_room_for_fail_only_their_parcel(world: TaskWorld) -> None:
+    world.engine("e", lambda key, attempt: ("ok", FOREVER))
+    user, other = world.client("c1"), world.client("c2")
+    parcel(user, "c1-9", ("a", 10), ("b", 10))
+    parcel(user, "c1-8", ("a", 10))
+    user.send(Ask("c1-9", "detach", b"\x80"), Ask("c1-8", "detach", b"\x80"))
+    for record in (
+        Chunk("c1-9/a", 0, b"x" * 20),
+        Chunk("c1-8/a", 0, b"y" * 10),
+        Chunk("c1-9/b", 0, b"z" * 10),
+    ):
+        user.connection.send(record)
+    world.run(1.0)
+    refused, kept = sorted(user.hear(Answer), key=lambda answer: answer.ok)
+    assert (refused.id, refused.ok, kept.id, kept.ok) == ("c1-9", False, "c1-8", True)
+    failure = decode_failure(refused.body, -1, "detach")
+    assert failure.ename == "DetachFailed"
+    assert "only 10 bytes" in failure.evalue
+    assert other.connection.linked
+
+
+def test_the_answer_goes_to_who_detaches(world: TaskWorld) -> None:
+    user, other = world.client("c1"), world.client("c2")
+    parcel(user, "c1-9", ("a", 10))
+    user.send(Ask("c1-9", "detach", b"\x80"))
+    other.send(Ask("c1-9", "detach", b"\x80"))
+    user.send(Chunk("c1-9/a", 0, b"x" * 10))
+    assert [answer.ok for answer in user.hear(Answer)] == [True]
+    assert [answer.ok for answer in other.hear(Answer)] == [False]
+
+
+def test_one_record_that_fails_does_not_stop_the_others(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, logged_errors: LoggedErrors
+) -> None:
+    user = world.client("c1")
+    fill = Holding.filled
+
+    def failing(held: Holding, blob: str, offset: int, data: bytes) -> int:
+        if blob == "c1-9/a":
+            raise KeyError(blob)
+        return fill(held, blob, offset, data)
+
+    monkeypatch.setattr(Holding, "filled", failing)
+    parcel(user, "c1-9", ("a", 10))
+    parcel(user, "c1-8", ("a", 10))
+    for name in ("c1-9", "c1-8"):
+        user.connection.send(Chunk(f"{name}/a", 0, b"x" * 10))
+    user.send(Ask("c1-8", "detach", b"\x80"))
+    assert [(answer.id, answer.ok) for answer in user.hear(Answer)] == [("c1-8", True)]
+    assert len(logged_errors.flush(KeyError)) == 1
+
+
+@pytest.mark.parametrize("fate", ["dropped", "full"])
+def test_failures_are_not_remembered_longer_than_their_parcel(
+    world: TaskWorld, fate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ledger_module, "OVER_KEPT", 0)
+    monkeypatch.setattr(ledger_module.log, "warn", lambda text, **facts: None)
+    monkeypatch.setattr(Parcel, "shrink", full)
+    user = world.client("c1")
+    batch = user.open(1)
+    ledger = world.controller.custody.ledger  # type: ignore[union-attr]
+    parcel(user, "c1-9", ("a", 10))
+    if fate == "full":
+        user.send(Chunk("c1-9/a", 0, b"x" * 10), Ask("c1-9", "detach", b"\x80"))
+    user.send(Withdraw(batch, (), "abort"))
+    assert user.end(batch) == "TaskAborted"
+    if fate == "dropped":
+        assert ledger._answers
+        user.vanish()
+        world.run(CLIENT_GRACE + 1)
+    assert not ledger.parcels
+    assert not ledger._answers
+    assert not ledger._over
+    assert ledger._size == 0
+    assert not list(ledger.folder.path.parent.rglob("c1-9"))  # type: ignore[union-attr]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from ipython1.kernel.controller import facets
 from ipython1.kernel.controller.ledger import Folder
-from ipython1.kernel.controller.service import CLIENT_GRACE
+from ipython1.kernel.controller.service import CLIENT_GRACE, RETURN_GRACE
 from ipython1.kernel.error import IPython1Error, NotAllowed, WireError
 from ipython1.kernel.wire import codec, records
 from ipython1.kernel.wire.codec import encode, pack, unpack
@@ -413,13 +413,99 @@ def test_nobody_resumes_at_what_was_never_sent(world: TaskWorld, received: int) 
     assert owner.end(batch) == "ok"
 
 
-@pytest.mark.parametrize("kind", ["task", "view", "multiengine"])
-def test_nobody_takes_the_name_of_a_client_that_is_here(world: TaskWorld, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("here", "furl", "kind"),
+    [
+        ("task", "task", "task"),
+        ("multiengine", "task", "task"),
+        ("multiengine", "multiengine", "task"),
+        ("multiengine", "multiengine", "multiengine"),
+    ],
+)
+def test_nobody_takes_the_name_of_a_client_that_is_here(
+    world: TaskWorld, here: str, furl: str, kind: str
+) -> None:
     """Else its batches could be ended by whoever reads its ids in ``task_status``."""
-    world.client("c1")
-    answer = knock(world, kind, kind, "", "f" * 32, {"client": "c1"})
+    owner = peer(world, here, name="c1")
+    answer = knock(world, furl, kind, "", "f" * 32, {"client": "c1"})
     assert isinstance(answer, Refusal)
     assert "already" in str(codec.unpack_map(answer.facts))
+    assert owner.connection.linked
+
+
+def gone(world: TaskWorld, kind: str, name: str) -> tuple[Peer, Callable[[], None]]:
+    """A client that the controller has no session of, and what lets it find its way back."""
+    client = peer(world, kind, name=name)
+    client.dialer._door, door = lambda: None, client.dialer._door
+    world.stop_controller()
+    client.dialer.cut()
+    world.start_controller()
+    world.run(RETURN_GRACE)
+
+    def come_back() -> None:
+        client.dialer._door = door
+
+    return client, come_back
+
+
+@pytest.mark.parametrize("kind", ["task", "multiengine"])
+def test_a_view_does_not_stand_for_a_client(world: TaskWorld, kind: str) -> None:
+    """The ids of clients are shown to views."""
+    client, come_back = gone(world, kind, "c1")
+    view = peer(world, "view", name="c1")
+    assert view.connection.linked
+    come_back()
+    world.run(10.0)
+    assert client.connection.linked
+    assert client.welcomes == [False, False]
+    assert isinstance(knock(world, kind, kind, "", "f" * 32, {"client": "c1"}), Refusal)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_work_does_not_depend_on_a_view_with_the_name_of_its_client(world: TaskWorld, stays: bool) -> None:
+    engine = world.engine("e")
+    view, client = peer(world, "view", name="m1"), world.multiengine("m1")
+    client.send(Submit("m1-1", (0,), "execute", "", -1, 0.0, b"\x80", (b"a",)))
+    assert len(engine.hear(Submit)) == 1
+    if not stays:
+        view.vanish()
+        world.run(CLIENT_GRACE - 10)
+    client.vanish()
+    assert world.controller is not None
+    (held,) = [each for each in world.controller.peers if each.key == "m1" and each.kind == "multiengine"]
+    world.controller._overflow(held)  # it may come back within its grace time, and ask for everything
+    world.run(CLIENT_GRACE - 1)
+    assert not engine.hear(Departed)
+    world.run(2)
+    assert engine.hear(Departed) == [Departed("m1")]
+
+
+def test_a_task_furl_keeps_out_nobody_who_may_do_everything(world: TaskWorld) -> None:
+    client, come_back = gone(world, "multiengine", "m1")
+    engine = world.engine("e", lambda key, attempt: ("ok", FOREVER))
+    false = world.client("m1")
+    false.open(1)
+    assert engine.running == ("m1-1", 0)
+    come_back()
+    world.run(10.0)
+    assert client.connection.linked
+    assert not false.connection.linked
+    world.run(10.0)
+    assert [each.kind for each in world.controller.peers if each.key == "m1"] == ["multiengine"]  # type: ignore[union-attr]
+    assert engine.heard[-1] == Taken("m1-1", (), True), "its batch is not taken for one of the client"
+    assert not world.book._batches
+
+
+def test_a_client_that_was_here_waits_until_its_name_is_free(world: TaskWorld) -> None:
+    """The other one may be there for a while only, and it has results to wait for."""
+    client, come_back = gone(world, "task", "c1")
+    other = world.client("c1")
+    come_back()
+    world.run(20.0)
+    assert not client.connection.linked
+    other.vanish()
+    world.run(CLIENT_GRACE + 10.0)
+    assert client.connection.linked
 
 
 def test_a_name_is_free_again_when_its_session_is_over(world: TaskWorld) -> None:
@@ -444,6 +530,8 @@ def test_session_ids_have_a_length(world: TaskWorld, fresh: str) -> None:
         {"client": "c1", "engines": 7},
         {"client": "c1", "engines": ["0"]},
         {"client": "c1", "engines": [True]},
+        {"client": "c1", "engines": [-1]},
+        {"client": "c1", "engines": [65_536]},
         {"client": "c1", "engines": {"0": 1}},
     ],
     ids=str,
@@ -560,22 +648,55 @@ def test_absurd_commands_disturb_nobody(
     assert bad.connection.linked
 
 
-@pytest.mark.parametrize("time", [math.nan, math.inf, -math.inf])
+NO_NUMBERS = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("time", NO_NUMBERS)
 @pytest.mark.parametrize(
     "make",
     [
         lambda t: Submit("m1-1", (0,), "execute", "", -1, t, b"", ()),
         lambda t: Batch("c1-1", "call", "", t, b"", b"", ()),
+    ],
+)
+def test_lengths_of_time_are_numbers(make: Any, time: float) -> None:
+    with pytest.raises(WireError, match="is no time"):
+        codec.decode(encode(make(time)))
+
+
+@pytest.mark.parametrize("time", [*NO_NUMBERS, 1.7e308, -1.7e308, codec.TIME_LIMIT, -codec.TIME_LIMIT])
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda t: Result("m1-1", 0, "execute", "ok", t, 1.0, 0, ()),
         lambda t: Result("m1-1", 0, "execute", "ok", 1.0, t, 0, ()),
         lambda t: Outcomes("c1-1", 0, ((0, 1, "ok", t, 1.0, 0, ()),)),
         lambda t: Outcomes("c1-1", 0, ((0, 1, "ok", 1.0, t, 0, (BlobRef("b", 1),)),)),
+        lambda t: Outcomes("c1-1", 0, ((0, 1, "ok", t, -t, 0, ()),)),
     ],
 )
-def test_times_are_numbers(make: Any, time: float) -> None:
+def test_times_are_numbers_and_their_sums_and_differences_too(make: Any, time: float) -> None:
     """One that is none would spoil the mean by which tasks are handed out."""
     with pytest.raises(WireError, match="is no time"):
         codec.decode(encode(make(time)))
+
+
+@pytest.mark.parametrize("time", [math.nan, 1.7e308])
+def test_times_that_an_engine_makes_up_stop_no_tasks(
+    world: TaskWorld, time: float, logged_errors: LoggedErrors
+) -> None:
+    bad = world.engine("bad", lambda key, attempt: ("ok", FOREVER))
+    user = world.client("c1")
+    batch = user.open(4)
+    for index in range(2):
+        bad.send(Outcomes(batch, bad.id, ((index, 1, "ok", -time, time, 0, (b"false",)),)))
+    world.engine("good")
+    other = world.client("c2").open(3)
+    world.run(5.0)
+    assert logged_errors.flush(ValueError, OverflowError) == []
+    assert world.peers[-1].all_ends(other) == {"ok": 3}  # type: ignore[attr-defined]
+    assert world.controller is not None
+    assert math.isfinite(world.controller.timeline.busy)
 
 
 def test_a_target_that_is_named_often_counts_once() -> None:

@@ -28,7 +28,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "Ids": st.lists(TEXTS, max_size=4).map(tuple),
     "Targets": st.lists(INTS, max_size=4, unique=True).map(tuple),
 }
-TIMES = st.floats(-1e300, 1e300)
+TIMES = st.floats(-codec.TIME_LIMIT, codec.TIME_LIMIT, exclude_min=True, exclude_max=True)
 FIELDS["Items"] = st.lists(st.tuples(INTS, INTS, FIELDS["Parts"]), max_size=3).map(tuple)
 FIELDS["Ends"] = st.lists(st.tuples(INTS, INTS, TEXTS, TIMES, TIMES, INTS, FIELDS["Parts"]), max_size=3).map(
     tuple
@@ -47,7 +47,8 @@ PLAIN = st.recursive(
 
 def of_class(cls: type[Record]) -> st.SearchStrategy[Any]:
     """Records of one class, made from the types of its fields."""
-    return st.builds(cls, **{field.name: FIELDS[str(field.type)] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    fields = {field.name: FIELDS[str(field.type)] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return st.builds(cls, **{name: TIMES if name in codec._TIMES else kind for name, kind in fields.items()})
 
 
 RECORDS = st.one_of([of_class(cls) for cls in CLASSES])

@@ -13,7 +13,7 @@ import pytest
 from ipython1.kernel.controller.batches import DEATHS_LIMIT
 from ipython1.kernel.controller.dependencies import ENDS_KEPT, Ended
 from ipython1.kernel.controller.hands import AHEAD_MOST
-from ipython1.kernel.controller.scheduler import FIFO, LIFO, Random, Weighted
+from ipython1.kernel.controller.scheduler import FIFO, LIFO, Random, Ready, Weighted
 from ipython1.kernel.controller.service import CLIENT_GRACE, RETURN_GRACE
 from ipython1.kernel.wire.codec import decode, encode, pack
 from ipython1.kernel.wire.records import (
@@ -33,6 +33,7 @@ from ipython1.kernel.wire.records import (
     Work,
 )
 
+from ..conftest import LoggedErrors
 from .task_peers import FOREVER, Key, Plan, TaskUser, TaskWorld, failure
 
 
@@ -479,6 +480,30 @@ def test_follow_where_the_engine_is_gone_is_impossible(world: TaskWorld, replace
     assert client.end(waiting, 2) == "ImpossibleDependency"
     world.run(1.0)
     assert client.end(blocker) == "ok"
+
+
+def test_a_scheduler_that_raises_does_not_end_dependencies(
+    make: Callable[..., TaskWorld], logged_errors: LoggedErrors
+) -> None:
+    class Moody(FIFO):
+        def add(self, batch: Ready) -> None:
+            if batch.id == "c1-2" and batch.waiting:
+                raise KeyError(batch.id)
+            super().add(batch)
+
+    world = make(Moody)
+    client, engine = world.client(), world.engine("e", never)
+    client.open(1)
+    client.open(1, after=[("c1-1", 0)])  # the scheduler does not take it
+    engine.finish()
+    world.run()
+    assert len(logged_errors.flush(KeyError)) == 1
+    first = client.open(1)
+    second = client.open(1, after=[(first, 0)])
+    assert [key for key, _ in engine.queue] == [(first, 0)]
+    engine.finish()
+    world.run()
+    assert engine.running == (second, 0)
 
 
 @pytest.mark.parametrize("grace_over", [True, False])

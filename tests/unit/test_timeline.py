@@ -293,6 +293,15 @@ def test_a_flood_of_output_is_bounded(size: int, looks: int) -> None:
     assert all(len(chunk[3]) <= TEXT_KEPT and chunk[4] == (size > TEXT_KEPT) for chunk in chunks)
 
 
+def test_output_without_text_is_none() -> None:
+    output = LiveOutput()
+    output.watched = True
+    for i in range(100):
+        output.event(printed(0, "", "stdout" if i % 2 else "stderr"))
+    assert output.after(0) == []
+    assert len(output._chunks) == output.last == 0
+
+
 # -- in a controller -----------------------------------------------------------------------------
 
 

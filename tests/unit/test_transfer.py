@@ -99,6 +99,14 @@ def test_commands_before_and_after_keep_their_order(cluster: MemoryCluster) -> N
     assert not [each for each in pending if each.exception() is not None]
 
 
+def test_names_may_come_from_a_generator(cluster: MemoryCluster) -> None:
+    mec = cluster.client()
+    mec.execute("a, b = 1, 2", targets=0)
+    mec.transfer((name for name in "ab"), source=0)
+    mec.transfer((name for name in "ab"), source=0, name=(name for name in "cd"))
+    assert mec.pull(["a", "b", "c", "d"], targets=3) == [[1, 2, 1, 2]]
+
+
 def test_bad_arguments_are_refused_at_once(cluster: MemoryCluster) -> None:
     mec = cluster.client()
     with pytest.raises(ValueError, match="has it already"):
@@ -136,6 +144,22 @@ def test_what_nobody_waits_for_any_more_is_not_kept(cluster: MemoryCluster) -> N
         assert not engine.service._commands._kept.unfinished
     assert not cluster.controller.router._takers  # type: ignore[union-attr]
     assert not cluster.controller.router._routes  # type: ignore[union-attr]
+
+
+def test_what_is_refused_to_its_takers_is_not_kept(cluster: MemoryCluster) -> None:
+    mec = cluster.client()
+    mec.execute("x = 'q' * 6_000_000", targets=0)
+    router, engine = cluster.controller.router, cluster.engine(0)  # type: ignore[union-attr]
+    router._load.limit = 0
+    for _ in range(3):
+        with pytest.raises(CompositeError) as caught:
+            mec.transfer("x", source=0, targets=[1, 2])
+        assert names(caught.value) == [(1, "QueueFull"), (2, "QueueFull")]
+    cluster.settle()
+    assert not engine.service._blobs._held
+    assert not engine.service._commands._kept.unfinished
+    assert not router._routes
+    assert router._load.used == 0
 
 
 def test_stop_on_error_counts_it_as_a_command(cluster: MemoryCluster) -> None:

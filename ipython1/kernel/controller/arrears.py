@@ -125,6 +125,13 @@ class Arrears:
             self._answered(key)
         self.any = len(self) > 0
 
+    def stop(self) -> None:
+        """The session is over: nothing is owed."""
+        self._owed.clear()
+        self._asked.clear()
+        self.any = False
+        self._stop_timer()
+
     def _answered(self, key: Key) -> None:
         del self._asked[key]
         if self._asked:

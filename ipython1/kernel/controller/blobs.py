@@ -178,7 +178,10 @@ class BlobRoutes:
 
     def gone(self, peer: Peer) -> None:
         """A peer is gone for good, as source and as receiver."""
-        self._neighbours.get(peer.memory, set()).discard(peer)
+        neighbours = self._neighbours.get(peer.memory, set())
+        neighbours.discard(peer)
+        if not neighbours:
+            self._neighbours.pop(peer.memory, None)
         for blob, route in list(self._routes.items()):
             group = route.groups.get(peer.memory)
             if group is not None:

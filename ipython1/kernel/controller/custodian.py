@@ -37,7 +37,10 @@ class _Inward(Session):
         self._inbox_call = None
         inbox, self._inbox = self._inbox, []
         for record in inbox:
-            self._receive(record)
+            try:
+                self._receive(record)
+            except Exception:  # noqa: BLE001 -- one bad record must not stop the others
+                self.complaints.failure("a record was not handled")
 
     def end(self) -> None:
         """Take nothing more."""
@@ -78,7 +81,7 @@ class Custodian:
 
     def stop(self) -> None:
         """Hear nothing more."""
-        self.peer.session.end()
+        self.peer.end()
 
     def _handle(self, peer: Peer, record: Record, raw: bytes) -> None:
         if isinstance(record, Grant):

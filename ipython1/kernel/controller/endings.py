@@ -134,13 +134,15 @@ class Endings:
         if self._judging:  # the end of a task that others wait for: there may be a long chain of them
             return
         self._judging = True
-        while self._to_judge:
-            batch = self._to_judge.popleft()
-            reason = self._dependencies.judge(batch)
-            if reason:
-                self.fail_all(batch, ImpossibleDependency(reason=reason))
-            self._dispatcher.changed(batch)
-        self._judging = False
+        try:
+            while self._to_judge:
+                batch = self._to_judge.popleft()
+                reason = self._dependencies.judge(batch)
+                if reason:
+                    self.fail_all(batch, ImpossibleDependency(reason=reason))
+                self._dispatcher.changed(batch)
+        finally:  # a scheduler may raise anything; what is left is looked at the next time
+            self._judging = False
 
     def send_again(self, batch: Batch, index: int) -> None:
         """The way of large arguments is open again: their engine asks for what it lacks."""

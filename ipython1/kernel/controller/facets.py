@@ -13,7 +13,7 @@ from typing import Any
 from zope.interface import implementer
 
 from ipython1 import __version__
-from ipython1.kernel.error import WireError
+from ipython1.kernel.error import ConnectionFailed, WireError
 from ipython1.kernel.interfaces import IDoor, ILink, ILinkSink
 from ipython1.kernel.wire import codec, records
 from ipython1.kernel.wire.codec import decode_as, encode, pack
@@ -26,6 +26,9 @@ ADMITTED: Mapping[str, frozenset[str]] = {
     "view": frozenset({"view"}),
     "engine": frozenset({"engine", "nanny"}),
 }
+
+#: Kinds of peers that have work of their own: their ids name it.
+OWNERS = frozenset({"multiengine", "task"})
 
 _LOOK = frozenset({"status", "queue_status", "task_status", "timeline", "links", "load"})
 
@@ -112,8 +115,10 @@ def check_detail(kind: str, detail: Mapping[str, Any]) -> None:
         Something is missing or of the wrong type.
     """
     _check(DETAILS[kind], detail)
-    if kind in ("multiengine", "task") and not _fits(detail.get("engines", ()), [int]):
-        raise WireError(reason="engines must be ids")
+    if kind in OWNERS:
+        engines = detail.get("engines", ())
+        if not _fits(engines, [int]) or not all(0 <= id < ENGINES_LIMIT for id in engines):
+            raise WireError(reason="engines must be ids")
     if kind == "engine":
         if detail["replaces"]:
             _check(_REPLACES, detail["replaces"])
@@ -144,14 +149,14 @@ class Door:
     furl_kind : str
         Key of `ADMITTED`.
     admit : callable
-        Given a checked `Hello`, its detail map and the link, returns the sink,
-        whether the session goes on, the last number received, and the welcome map.
+        Given the kind of the FURL, a checked `Hello`, its detail map and the link, returns the
+        sink, whether the session goes on, the last number received, and the welcome map.
     """
 
     def __init__(
         self,
         furl_kind: str,
-        admit: Callable[[Hello, dict[str, Any], ILink], tuple[ILinkSink, bool, int, dict[str, Any]]],
+        admit: Callable[[str, Hello, dict[str, Any], ILink], tuple[ILinkSink, bool, int, dict[str, Any]]],
     ) -> None:
         self._furl_kind = furl_kind
         self._admit = admit
@@ -169,9 +174,11 @@ class Door:
                 raise WireError(reason="a session id has 32 to 64 characters")
             detail = codec.unpack_map(record.detail)
             check_detail(record.kind, detail)
-            sink, resumed, received, detail = self._admit(record, detail, link)
+            sink, resumed, received, detail = self._admit(self._furl_kind, record, detail, link)
         except WireError as error:
             return _refusal("NotAllowed", what=f"this hello ({error})")
+        except ConnectionFailed as error:  # not for good: whoever was here before tries again
+            return _refusal("ConnectionFailed", message=str(error))
         return encode(Welcome(__version__, resumed, received, pack(detail))), sink
 
 

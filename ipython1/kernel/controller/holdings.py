@@ -13,9 +13,13 @@ from ipython1.kernel.controller.facets import RECORDS
 from ipython1.kernel.controller.parcels import ANSWER, ENDS, RECORD, Frame, Parcel
 from ipython1.kernel.controller.peers import Peer
 from ipython1.kernel.error import WireError
+from ipython1.kernel.wire.blobs import PARTS_LIMIT
 from ipython1.kernel.wire.codec import decode, pack, unpack, unpack_map
 from ipython1.kernel.wire.records import Batch, BlobRef, Detach, Outcomes, Record, Result, Submit, Work
 
+#: Blobs in a piece, at most. Clients cut pieces by their bytes, which leaves room for one object with all the
+#: parts that it may have, and what was before it.
+BLOBS_LIMIT = 2 * PARTS_LIMIT
 _ID = re.compile(r"[0-9A-Za-z]{1,64}-([0-9]{1,18})")
 
 AnyWork = Union[Submit, Batch, Work]
@@ -100,6 +104,8 @@ class Holding:
         OSError
             It cannot be written.
         """
+        if len(piece.blobs) > BLOBS_LIMIT:
+            raise WireError(reason=f"{len(piece.blobs)} blobs in one piece of a parcel")
         raws = [part for part in piece.records if isinstance(part, bytes)]
         blobs = [part for part in piece.blobs if isinstance(part, BlobRef) and not part.place]
         prefix = f"{self.parcel.name}/"
@@ -117,10 +123,8 @@ class Holding:
                 raise WireError(reason=f"{_id_of(work)!r} belongs to another client")
         numbers = [self._look_at(work) for work in works if isinstance(work, (Submit, Batch, Work))]
         self.entries += zip(numbers, self.parcel.append(RECORD, *raws), strict=True)
-        for ref in blobs:
-            self.parcel.reserve(ref.blob[len(prefix) :], ref.size)
-            if ref.size:
-                self.arriving[ref.blob] = 0
+        self.parcel.reserve([(ref.blob[len(prefix) :], ref.size) for ref in blobs])
+        self.arriving.update({ref.blob: 0 for ref in blobs if ref.size})
         return blobs
 
     def _look_at(self, work: AnyWork) -> int:

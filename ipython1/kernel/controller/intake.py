@@ -101,9 +101,10 @@ class Intake:
             return
         try:
             have = held.filled(chunk.blob, chunk.offset, chunk.data)
-        except OSError as error:
+        except (OSError, WireError) as error:
+            custodian.grant(chunk.blob, -1)
             self._fail(held, error)
-            have = -1
+            return
         custodian.grant(chunk.blob, have)
         self._keep_if_whole(held)
 
@@ -115,7 +116,7 @@ class Intake:
     def ask(self, peer: Peer, ask: Ask) -> None:
         """A parcel is whole: answered when it is safe."""
         held = self._ledger.parcels.get(ask.id)
-        if held is None:
+        if held is None or held.parcel.client != peer.key:
             nowhere = "this controller has no folder for it" if self._ledger.folder is None else ""
             self._refuse(peer, ask.id, nowhere or "not all of it has arrived")
         else:

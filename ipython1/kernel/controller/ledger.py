@@ -138,22 +138,22 @@ class Ledger:
     def close(self, held: Holding) -> None:
         """All of a parcel has ended: keep only what no engine knows."""
         self._let_go(held)
+        if not held.answers:
+            held.parcel.delete()
+            return
         try:
-            if held.answers:
-                held.parcel.shrink(list(held.answers.values()))
-                self._over[held.parcel.name] = held
-                self._count(held)
-                while len(self._over) > OVER_KEPT:
-                    self._drop_oldest()
-            else:
-                held.parcel.delete()
-        except OSError as error:  # the next controller will try again
-            log.warn("parcel {name} stays: {error}", name=held.parcel.name, error=error)
+            held.parcel.shrink(list(held.answers.values()))
+        except OSError as error:  # it goes when others take its place; or the next controller tries again
+            log.warn("parcel {name} stays whole: {error}", name=held.parcel.name, error=error)
+        self._over[held.parcel.name] = held
+        self._count(held)
+        while len(self._over) > OVER_KEPT:
+            self._drop_oldest()
 
     def drop(self, held: Holding) -> None:
         """A parcel is not kept."""
         self._let_go(held)
-        held.parcel.delete()
+        self._delete(held)
 
     def _let_go(self, held: Holding) -> None:
         name, client = held.parcel.name, held.parcel.client
@@ -174,9 +174,12 @@ class Ledger:
 
     def _drop_oldest(self) -> None:
         _, held = self._over.popitem(last=False)
+        self._size -= held.counted
+        self._delete(held)
+
+    def _delete(self, held: Holding) -> None:
         for key in held.answers:
             self._answers.pop(key, None)
-        self._size -= held.counted
         held.parcel.delete()
 
     def _count(self, held: Holding) -> None:

@@ -15,6 +15,7 @@ from ipython1.kernel.controller.scaling import Scaling
 from ipython1.kernel.controller.tasks import TaskBook
 from ipython1.kernel.controller.timeline import AWAY, BACK, DIED, ENDED, FAILED, LOST, RESTARTED, Timeline
 from ipython1.kernel.controller.timers import Timers
+from ipython1.kernel.error import WireError
 from ipython1.kernel.processes import INTENDED, STOPPED
 from ipython1.kernel.wire.codec import unpack_map
 from ipython1.kernel.wire.records import Exited, Ids, Order, Usage
@@ -28,6 +29,9 @@ LAST_WORDS = 0.25
 #: Characters of what a nanny says of a death that are passed on.
 CAUSE_LIMIT = 1000
 OUTPUT_LIMIT = 16 * 1024
+
+#: Numbers that a nanny tells are below this: any of them, and their sum, can be shown.
+USAGE_LIMIT = 2.0**53
 
 log = Logger()
 
@@ -77,6 +81,7 @@ class Lifecycle:
         self._table_now = table_now
         self._notify = notify
         self._engine_grace = engine_grace
+        self._may_return = True  # engines of an earlier controller
 
     # -- engines --------------------------------------------------------------------
 
@@ -120,11 +125,15 @@ class Lifecycle:
 
     def return_over(self) -> None:
         """Engines of an earlier controller are not waited for any more."""
-        for engine in list(self._registry):
-            if engine.state == "awaited":
-                self._timeline.note(LOST, engine.id, "did not come back to the restarted controller")
-                self._fail(engine, "did not come back to the restarted controller", "")
-                self._remove(engine)
+        self._may_return = False
+        cause = "did not come back to the restarted controller"
+        lost = self._registry.return_over()
+        for engine in lost:
+            self._timeline.note(LOST, engine.id, cause)
+        self._router.engines_lost(lost, cause)
+        for engine in lost:
+            self._registry.remove(engine)
+        self._tasks.engines_lost({engine.id for engine in lost})
         self._tasks.return_over()
 
     def _watch(self, peer: Peer) -> None:
@@ -155,7 +164,8 @@ class Lifecycle:
         restarting = sum(engine.state == "restarting" for engine in mine)
         unknown = {uuid for uuid in alive if self._registry.by_uuid(uuid) is None}
         self._scaling.expect(peer.key, len(unknown) - restarting)
-        self._registry.expect(unknown)
+        if self._may_return:
+            self._registry.expect(unknown)
 
     def exited(self, peer: Peer, record: Exited) -> None:
         """A nanny tells of a death."""
@@ -174,6 +184,8 @@ class Lifecycle:
     def usage(self, peer: Peer, record: Usage) -> None:
         """A nanny tells what its engines use, and which do not react."""
         table = unpack_map(record.table)
+        if not all(map(_is_usage, table.values())):
+            raise WireError(reason="the usage of an engine is [percent, bytes, since when it is stuck]")
         self._vouch(peer, table)
         for uuid, (cpu, rss, stuck) in table.items():
             engine = self._registry.by_uuid(uuid)
@@ -244,7 +256,7 @@ class Lifecycle:
         if replaced:
             self._timers.start("restart", str(engine.id), RESTART_GRACE, self._not_restarted, engine)
         else:
-            self._tasks.engine_removed(engine.id)
+            self._tasks.engines_removed()
 
     def _note_death(self, engine: Engine, cause: str) -> None:
         running = self._questions.running(engine)
@@ -268,4 +280,13 @@ class Lifecycle:
 
     def _remove(self, engine: Engine) -> None:
         self._registry.remove(engine)
-        self._tasks.engine_removed(engine.id)
+        self._tasks.engines_removed()
+
+
+def _is_usage(row: Any) -> bool:
+    """Whether this is what a nanny says of one engine."""
+    return (
+        type(row) is tuple
+        and len(row) == 3
+        and all(type(value) in (int, float) and 0 <= value < USAGE_LIMIT for value in row)
+    )

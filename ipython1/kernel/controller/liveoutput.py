@@ -41,7 +41,7 @@ class LiveOutput:
 
     def event(self, event: Event) -> None:
         """A running command, or task, gave out something."""
-        if not self._watched or event.kind not in SHOWN:
+        if not self._watched or event.kind not in SHOWN or not event.text:  # empty chunks would not count
             return
         text, chunk = event.text[-TEXT_KEPT:], self._open.get(event.engine)
         if chunk is None or chunk[_KIND] != event.kind:

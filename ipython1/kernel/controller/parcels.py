@@ -24,7 +24,8 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,14 +94,21 @@ class Parcel:
         self.size = end
         return frames
 
-    def reserve(self, blob: str, size: int) -> None:
-        """Make room for a blob."""
-        self.append(NAME, blob.encode())
-        head = _HEAD.pack(BLOB, size)
-        self._write(self.size, head)
-        self._blobs[blob] = Frame(BLOB, self.size + _HEAD.size, size)
-        self.size += len(head) + size
-        os.truncate(self._path, self.size)
+    def reserve(self, blobs: Iterable[tuple[str, int]]) -> None:
+        """Make room for blobs, by name and size: for all at once, there may be tens of thousands."""
+        heads: list[tuple[int, bytes]] = []
+        end = self.size
+        for blob, size in blobs:
+            name = blob.encode()
+            head = b"".join((_HEAD.pack(NAME, len(name)), name, _HEAD.pack(BLOB, size)))
+            heads.append((end, head))
+            self._blobs[blob] = Frame(BLOB, end + len(head), size)
+            end += len(head) + size
+        with open(self._path, "r+b", buffering=0) as file:
+            for offset, head in heads:
+                _put(file, offset, head)
+            file.truncate(end)
+        self.size = end
 
     def fill(self, blob: str, offset: int, data: bytes) -> None:
         """Write bytes of a blob."""
@@ -111,10 +119,7 @@ class Parcel:
 
     def _write(self, offset: int, data: bytes) -> None:
         with open(self._path, "r+b", buffering=0) as file:
-            file.seek(offset)
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+            _put(file, offset, data)
 
     def keep(self) -> None:
         """All of it is here: have it on the disk for good. Takes its time; any thread."""
@@ -190,6 +195,13 @@ class Parcel:
             with self._path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(self._map)[frame.start : frame.start + frame.size]
+
+
+def _put(file: FileIO, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
 
 
 def kept_parcels(folder: Path) -> list[str]:

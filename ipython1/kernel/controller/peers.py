@@ -37,6 +37,7 @@ class Peer:
     on_overflow: Callable[[Peer], None]
     host: str = ""  # where it says so
     memory: str = ""  # names the shared memory of its host, where it says so
+    furl: str = ""  # the kind of FURL it came by
     arrears: Arrears = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +47,11 @@ class Peer:
     def behind(self) -> bool:
         """Whether it takes less than it is sent: what can wait should."""
         return self.arrears.behind
+
+    def end(self) -> None:
+        """End the session, and what waits for it."""
+        self.session.end()
+        self.arrears.stop()
 
     def when_caught_up(self, callback: Callable[[], None]) -> None:
         """Call once when it is not behind any more, by far."""

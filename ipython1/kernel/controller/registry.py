@@ -25,6 +25,8 @@ from ipython1.kernel.wire.records import ENGINES_LIMIT
 
 #: Engines that died for good, remembered for clients that wait for engines.
 FAILURES_KEPT = 10
+#: Past so many engines none is waited for that an earlier controller may have had: a client may tell of any.
+AWAITED_LIMIT = 10_000
 #: Uuids of dead engines remembered, so that a death is told once.
 DEATHS_KEPT = 1000
 
@@ -129,6 +131,8 @@ class Registry:
         """The engine with this id; room for it, where it was there before this controller was."""
         if id in self._engines or id in self._seen or not 0 <= id < ENGINES_LIMIT:
             return self._engines.get(id)
+        if len(self._engines) >= AWAITED_LIMIT:
+            return None
         engine = self._new(id)
         engine.state, engine.since = "awaited", self.now()
         self.changed(id)
@@ -137,6 +141,11 @@ class Registry:
     def expect(self, uuids: set[str]) -> None:
         """These processes live, and are not here yet."""
         self._expected |= uuids - self._deaths.keys()
+
+    def return_over(self) -> list[Engine]:
+        """None that an earlier controller had is waited for any more. Returns those that did not come."""
+        self._expected.clear()
+        return [engine for engine in self if engine.state == "awaited"]
 
     @property
     def incomplete(self) -> bool:

@@ -92,6 +92,7 @@ class Router:
         if not (submit.again or submit.gives or self._load.admits(size)):
             for target in submit.targets:
                 self.refuse(client, submit.id, target, submit.op, self._load.refusal())
+            self._drop_source(submit.source, submit.giver)
             return
         route = self._route(submit.id, None if submit.gives else client)
         if submit.source:
@@ -265,14 +266,27 @@ class Router:
         self._finish(engine, commands[:count], died(engine.id, cause, output))
         # Of thousands, only the one that ran says what the process said.
         self._finish(engine, commands[count:], died(engine.id, f"{cause}, before it ran this command"))
-        engine.asked.clear()
-        asked_for = [
-            Command(id, "", "", b"") for id, route in self._routes.items() if engine.id in route.targets
-        ]
-        self._finish(engine, asked_for, died(engine.id, f"{cause}, and its results are gone with it"))
+        self._results_gone([engine], cause)
         if peer is not None:
             self.client_gone(peer)
-            peer.session.end()
+            peer.end()
+
+    def engines_lost(self, engines: Sequence[Engine], cause: str) -> None:
+        """Fail all that was meant for engines of an earlier controller: they did not come."""
+        for engine in engines:
+            commands = engine.queue.drain()
+            self._finish(engine, commands, died(engine.id, cause))
+        self._results_gone(engines, cause)
+
+    def _results_gone(self, engines: Sequence[Engine], cause: str) -> None:
+        """Nobody need wait for what these engines knew."""
+        by_id = {engine.id: engine for engine in engines}
+        for id, targets in [(id, route.targets & by_id.keys()) for id, route in self._routes.items()]:
+            for target in targets:
+                failure = died(target, f"{cause}, and its results are gone with it")
+                self._finish(by_id[target], [Command(id, "", "", b"")], failure)
+        for engine in engines:
+            engine.asked.clear()
 
     # -- blobs ------------------------------------------------------------------------------
 
@@ -325,9 +339,13 @@ class Router:
         if route is not None and not route.targets:
             self.blobs.close(route.blobs)
             self._drop_route(id)
-            if route.source:  # nobody takes its result any more
-                self.cancel((route.source,), (route.giver,), "TaskAborted")
-                self._to_engines((route.giver,), encode(Forget((route.source,), (route.giver,))))
+            self._drop_source(route.source, route.giver)
+
+    def _drop_source(self, id: str, giver: int) -> None:
+        """Nobody takes the result any more that this command, if there is one, gives to engines."""
+        if id:
+            self.cancel((id,), (giver,), "TaskAborted")
+            self._to_engines((giver,), encode(Forget((id,), (giver,))))
 
     def _drop_route(self, id: str) -> None:
         route = self._routes.pop(id)

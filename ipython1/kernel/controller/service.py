@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import maybeDeferred
 
 from ipython1.kernel.controller.custody import Custody
-from ipython1.kernel.controller.facets import QUESTIONS, RECORDS, Door
+from ipython1.kernel.controller.facets import OWNERS, QUESTIONS, RECORDS, Door
 from ipython1.kernel.controller.intake import InThread
 from ipython1.kernel.controller.ledger import Folder
 from ipython1.kernel.controller.lifecycle import ENGINE_GRACE, Lifecycle
@@ -29,7 +29,7 @@ from ipython1.kernel.controller.tables import Tables
 from ipython1.kernel.controller.tasks import TaskBook
 from ipython1.kernel.controller.timeline import Timeline
 from ipython1.kernel.controller.timers import Timers
-from ipython1.kernel.error import RemoteFailure, WireError
+from ipython1.kernel.error import ConnectionFailed, RemoteFailure, WireError
 from ipython1.kernel.interfaces import ILink, ILinkSink, IScheduler
 from ipython1.kernel.wire import records
 from ipython1.kernel.wire.codec import encode
@@ -217,39 +217,48 @@ class Controller:
     # -- peers ---------------------------------------------------------------------
 
     def _admit(
-        self, hello: Hello, detail: dict[str, Any], link: ILink
+        self, furl: str, hello: Hello, detail: dict[str, Any], link: ILink
     ) -> tuple[ILinkSink, bool, int, dict[str, Any]]:
         peer = self._peers.get(hello.session)
         resumed = peer is not None
         if peer is None:  # `fresh` is known where our answer was lost
-            peer = self._peers.get(hello.fresh) or self._new_peer(hello, detail)
+            peer = self._peers.get(hello.fresh) or self._new_peer(furl, hello, detail)
         if (peer.kind, peer.key) != (hello.kind, _key(hello.kind, detail)):
             raise WireError(reason="the session belongs to someone else")
         peer.session.attach(link, hello.received if resumed else 0)
         return peer, resumed, peer.session.received, self._welcome(peer, detail) | self._settings()
 
-    def _new_peer(self, hello: Hello, detail: dict[str, Any]) -> Peer:
+    def _new_peer(self, furl: str, hello: Hello, detail: dict[str, Any]) -> Peer:
         key = _key(hello.kind, detail)
-        engine_side = hello.kind in ("engine", "nanny")
+        owner = hello.kind in OWNERS
         if hello.kind == "engine" and self.registry.is_dead(key):
             raise WireError(reason="this engine was declared dead")
         if hello.kind == "engine" and self.registry.by_uuid(key) is not None:
             raise WireError(reason="this engine is here already, in another session")
-        if not engine_side and self._is_here(key):
-            raise WireError(reason="this client is here already, in another session")
+        if owner:
+            self._claim(key, furl)
         session = Session(
             self._clock,
             lambda raw: peer.receive(raw),
             grace={"engine": None, "nanny": CLIENT_GRACE}.get(hello.kind, self._client_grace),
-            ended=lambda: self._drop_peer(peer) if engine_side else self._client_ended(peer),
+            ended=lambda: self._client_ended(peer) if owner else self._drop_peer(peer),
             id=hello.fresh,
             timing=self._timing,
         )
         host = str(detail.get("host", ""))
         memory = str(detail.get("memory", "")) if hello.kind == "engine" else ""
-        peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow, host, memory)
+        peer = Peer(hello.kind, key, session, self._handle, self._away, self._overflow, host, memory, furl)
         self._peers.add(peer)
         return peer
+
+    def _claim(self, client: str, furl: str) -> None:
+        """A client is here once. Who holds the FURL for everything is not kept out by who does not."""
+        for peer in self._with_work(client):
+            if furl != "multiengine" or peer.furl == "multiengine":
+                raise ConnectionFailed("The controller has this client already, in another session.")
+            self._drop_peer(peer)
+            # Its tasks would pass for those of the client.
+            self.tasks.cancel_client(client, self.custody.ledger.slots)
 
     def _welcome(self, peer: Peer, detail: dict[str, Any]) -> dict[str, Any]:
         if peer.kind == "engine":
@@ -260,7 +269,7 @@ class Controller:
         if peer.kind == "nanny":
             self._lifecycle.nanny_linked(peer, detail)
             return {}
-        if peer.kind in ("multiengine", "task") and self._engines_may_return():
+        if peer.kind in OWNERS and self._engines_may_return():
             for id in detail.get("engines", ()):
                 self.registry.await_return(id)
         return self._tables.contents()
@@ -291,8 +300,9 @@ class Controller:
             self._lifecycle.away(peer, engine)
 
     def _drop_peer(self, peer: Peer) -> None:
-        peer.session.end()
+        peer.end()
         self._peers.remove(peer)
+        self._tables.client_gone(peer)
         self.router.client_gone(peer)
         self.tasks.client_gone(peer)
         self.custody.intake.client_gone(peer)
@@ -302,7 +312,8 @@ class Controller:
     def _overflow(self, peer: Peer) -> None:
         """Too much waits for a client: it will ask again, if it comes back in time."""
         self._drop_peer(peer)
-        self._expect_client(peer.key)
+        if peer.kind in OWNERS:
+            self._expect_client(peer.key)
 
     def _expect_client(self, client: str) -> None:
         """Its work is dropped unless it is here when its grace time is over."""
@@ -321,7 +332,11 @@ class Controller:
             self.tasks.cancel_client(client, held.slots)
 
     def _is_here(self, client: str) -> bool:
-        return any(peer.key == client for peer in self._peers.clients())
+        return bool(self._with_work(client))
+
+    def _with_work(self, client: str) -> list[Peer]:
+        """The peers that may have work under the id of this client: views have none."""
+        return [peer for peer in self._peers.clients() if peer.key == client and peer.kind in OWNERS]
 
     def _cancel(self, peer: Peer, record: Cancel, raw: bytes) -> None:
         self.router.cancel(record.ids, record.targets, record.reason)

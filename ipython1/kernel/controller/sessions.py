@@ -60,10 +60,10 @@ class Peers:
         peer = self._engines.get(uuid)
         if peer is not None:
             self.remove(peer)
-            peer.session.end()
+            peer.end()
 
     def end_all(self) -> None:
         """End every session."""
         for peer in self:
-            peer.session.end()
+            peer.end()
             self.remove(peer)

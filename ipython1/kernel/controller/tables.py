@@ -70,6 +70,10 @@ class Tables:
         if self._changed:
             self._send()
 
+    def client_gone(self, peer: Peer) -> None:
+        """Tell this one no more."""
+        self._owed.discard(peer)
+
     def stop(self) -> None:
         """Tell no more."""
         if self._call is not None:

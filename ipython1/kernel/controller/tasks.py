@@ -267,11 +267,20 @@ class TaskBook:
             if self._batches.get(batch.id) is batch:
                 ran = running == f"{batch.id}#{index}" if running else not (place or behind)
                 self._endings.engine_died(batch, index, ran, failure)
+        self._without({engine})
+
+    def engines_lost(self, engines: Collection[int]) -> None:
+        """Engines of an earlier controller did not come: they had no tasks of this one."""
+        self._without(engines)
+        self.engines_removed()
+
+    def _without(self, engines: Collection[int]) -> None:
+        """Nothing can run on these engines any more, and what they knew is lost."""
         for batch in list(self._batches.values()):
             for index in [index for index in batch.asked if batch.ended.get(index) == GONE]:
                 self._endings.tell_again(batch, index, batch.asked.pop(index))
             if batch.allowed is not None:
-                batch.allowed.discard(engine)
+                batch.allowed.difference_update(engines)
                 if not batch.allowed and not batch.verdict:
                     reason = "the engine it has to run on is gone"
                     self._endings.fail_all(batch, ImpossibleDependency(reason=reason))
@@ -280,8 +289,8 @@ class TaskBook:
         self._searches.settle()
         self._dispatcher.dispatch_soon()
 
-    def engine_removed(self, engine: int) -> None:
-        """An engine id is free: some tasks can run nowhere now."""
+    def engines_removed(self) -> None:
+        """Ids of engines are free: some tasks can run nowhere now."""
         for batch in list(self._batches.values()):
             for index in list(batch.choosy):
                 self._endings.end_if_refused(batch, index)

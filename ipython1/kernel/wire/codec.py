@@ -29,6 +29,8 @@ from ipython1.kernel.wire.records import (
 #: Maps and arrays in one value, at most: each takes up to eighty times its bytes. Outcomes of as many
 #: tasks as a record may name, with a large part each, have three times that number.
 CONTAINERS_LIMIT = 4 * ENGINES_LIMIT
+#: Times are less than so many seconds from the epoch, so that sums and differences of them are numbers, too.
+TIME_LIMIT = 1e12
 #: So few bytes hold no more than do no harm, and are not counted.
 SMALL = 64 * 1024
 
@@ -53,13 +55,17 @@ def _plain(kind: type) -> Callable[[Any], Any]:
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
         raise WireError(reason=f"expected a number, got {type(value).__name__}")
-    return _finite(float(value))
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):  # it would spoil every sum that it gets into
+    number = float(value)
+    if not math.isfinite(number):  # it would spoil every sum that it gets into
         raise WireError(reason=f"{value} is no time")
-    return value
+    return number
+
+
+def _time(value: Any) -> float:
+    time = _number(value)
+    if not -TIME_LIMIT < time < TIME_LIMIT:
+        raise WireError(reason=f"{value} is no time")
+    return time
 
 
 def _ids(value: Any) -> Ids:
@@ -109,7 +115,8 @@ def _ends(value: Any) -> Ends:
             raise WireError(
                 reason="an outcome must be [index, attempt, status, started, completed, events, parts]"
             )
-        _finite(item[3] + item[4])
+        if not (-TIME_LIMIT < item[3] < TIME_LIMIT and -TIME_LIMIT < item[4] < TIME_LIMIT):
+            raise WireError(reason=f"{item[3]} or {item[4]} is no time")
         if not all(type(part) is bytes for part in item[6]):
             return tuple((*rest, _parts(parts)) for *rest, parts in value)
     return value
@@ -127,6 +134,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "Items": _items,
     "Ends": _ends,
 }
+
+#: Fields that say when something was; other numbers are for how long.
+_TIMES = frozenset({"started", "completed"})
 
 #: What msgpack makes of the fields. Arrays and times need more than a look at the type.
 _TYPES = {"int": int, "str": str, "bool": bool, "bytes": bytes, "float": float}
@@ -148,7 +158,7 @@ def _shape(cls: type[Record]) -> _Shape:
         cls,
         tuple(field.name for field in fields),
         operator.attrgetter("tag", *[field.name for field in fields]),
-        tuple(_CHECKS[str(field.type)] for field in fields),
+        tuple(_time if field.name in _TIMES else _CHECKS[str(field.type)] for field in fields),
         (int, *types),
         tuple(i for i, kind in enumerate(types) if kind in (tuple, float)),
     )
