@@ -250,7 +250,8 @@ class RemoteFailure:
                 traceback=self.traceback,
                 engine=self.engine,
             )
-        exception.__cause__ = remote
+        # Past the class, which may refuse attributes, as a frozen dataclass does.
+        vars(BaseException)["__cause__"].__set__(exception, remote)
         return exception
 
 

@@ -243,8 +243,10 @@ def test_after_the_end_nothing_can_be_sent(client: Client) -> None:
     client.tasks.fail(ClientClosed())
     with pytest.raises(ClientClosed):
         pending.result(timeout=0)
-    with pytest.raises(ClientClosed):
-        client.tasks.reserve(batch)
+    for _ in range(3):
+        with pytest.raises(ClientClosed) as caught:
+            client.tasks.reserve(batch)
+        assert len(caught.traceback) == 3  # not those of earlier calls
     with pytest.raises(ClientClosed):
         client.tasks.add(pending, range(1), [(b"x",)])
     with pytest.raises(KeyError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ipython1.kernel.client import connect
@@ -192,7 +194,13 @@ def test_an_impossible_name(root: Path) -> None:
         find_furl(cluster="../etc")
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "x", float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, "x", float("nan"), True, np.float64("inf")])
 def test_the_timeout_is_checked_first(timeout):
     with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+        connect._open(None, "default", timeout)
+
+
+@pytest.mark.parametrize("timeout", [np.int64(5), np.float32(0.5), Fraction(1, 2)])
+def test_the_timeout_may_be_a_number_of_any_kind(root: Path, timeout: Any) -> None:
+    with pytest.raises(NoFURLFile):
         connect._open(None, "default", timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,13 @@ from twisted.internet.task import Clock
 
 from ipython1.kernel.client.core import ClientCore
 from ipython1.kernel.client.pending import PendingResult
-from ipython1.kernel.error import CompositeError, ConnectionFailed, RemoteFailure, SerializationError
+from ipython1.kernel.error import (
+    ClientClosed,
+    CompositeError,
+    ConnectionFailed,
+    RemoteFailure,
+    SerializationError,
+)
 from ipython1.kernel.testing import InlineBridge, MemoryCluster
 from ipython1.kernel.wire import blobs, objects
 from ipython1.kernel.wire.blobs import LOST
@@ -281,3 +288,23 @@ def test_an_outstanding_command_is_few_objects_for_the_garbage_collector(played:
     sent = [played.send(0, parts=[b"code"]) for _ in range(100)]
     gc.collect()
     assert len(gc.get_objects()) - before < 9 * len(sent)
+
+
+def test_the_error_of_a_closed_client_keeps_nothing_of_its_callers(played: Played) -> None:
+    class Large:
+        """Something in the frame of a caller."""
+
+    seen: list[weakref.ref[Large]] = []
+
+    def call() -> None:
+        large = Large()
+        seen.append(weakref.ref(large))
+        played.core.check_usable()
+
+    played.core.close()
+    for _ in range(3):
+        with pytest.raises(ClientClosed, match="closed") as caught:
+            call()
+    del caught
+    gc.collect()
+    assert [large() for large in seen] == [None] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import pickle
+from dataclasses import dataclass
 
 import pytest
 
@@ -83,6 +84,19 @@ def test_a_pickle_that_cannot_be_loaded_becomes_a_remote_error() -> None:
     rebuilt = broken.exception()
     assert isinstance(rebuilt, RemoteError)
     assert (str(rebuilt), rebuilt.ename, rebuilt.engine) == ("Odd: text", "Odd", 2)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen(Exception):
+    """Refuses attributes."""
+
+    code: int
+
+
+def test_an_exception_that_refuses_attributes_has_its_cause() -> None:
+    rebuilt = RemoteFailure("Frozen", "3", "Traceback…", pickle.dumps(Frozen(3))).exception()
+    assert rebuilt == Frozen(3)
+    assert isinstance(rebuilt.__cause__, RemoteError)
 
 
 def test_a_failure_is_one_line_of_a_composite_error() -> None:

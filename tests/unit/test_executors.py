@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import operator
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, _base
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ def value(cluster: MemoryCluster, future: Future[Any]) -> Any:
 def test_a_result_is_what_the_function_returned(cluster: MemoryCluster, executor: EngineExecutor) -> None:
     assert isinstance(executor, concurrent.futures.Executor)
     future = executor.submit(pow, 2, exp=5)
-    assert type(future) is Future
+    assert isinstance(future, Future)
     assert value(cluster, future) == 32
     assert value(cluster, executor.submit(list)) == []
 
@@ -54,6 +56,27 @@ def test_an_exception_has_its_own_type(cluster: MemoryCluster, executor: EngineE
     with pytest.raises(ZeroDivisionError, match="division by zero") as caught:
         value(cluster, future)
     assert "ZeroDivisionError" in str(caught.value.__cause__)
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen(Exception):
+    """Refuses attributes."""
+
+    code: int
+
+
+def fail_frozen() -> None:
+    """Raises one."""
+    raise Frozen(3)
+
+
+def test_an_exception_that_refuses_attributes(cluster: MemoryCluster, executor: EngineExecutor) -> None:
+    future = executor.submit(fail_frozen)
+    with pytest.raises(Frozen) as caught:
+        value(cluster, future)
+    assert caught.value.code == 3
+    assert "fail_frozen" in str(caught.value.__cause__)
+    assert future.exception() is caught.value
 
 
 def test_both_engines_work(cluster: MemoryCluster, executor: EngineExecutor) -> None:
@@ -103,6 +126,84 @@ def test_what_cannot_be_sent(executor: EngineExecutor) -> None:
     with pytest.raises(TypeError, match="function"):
         executor.submit("print")  # type: ignore[arg-type]
     executor.shutdown()  # waits for nothing
+
+
+# -- who does what ------------------------------------------------------------------------
+
+
+#: The threads that rebuilt objects, which are made where engines run, in this process.
+REBUILT: list[threading.Thread] = []
+
+
+def rebuilt() -> Rebuilt:
+    """What a pickled `Rebuilt` calls."""
+    REBUILT.append(threading.current_thread())
+    return Rebuilt()
+
+
+class Rebuilt:
+    """Tells when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return rebuilt, ()
+
+
+def test_what_came_is_rebuilt_once_by_the_thread_that_reads_it(
+    cluster: MemoryCluster, executor: EngineExecutor
+) -> None:
+    REBUILT.clear()
+    futures = [executor.submit(Rebuilt) for _ in range(6)]
+    cluster.run_until(lambda: all(future.done() for future in futures))
+    assert REBUILT == []
+    read: list[Any] = []
+    reader = threading.Thread(target=lambda: read.append(futures[5].result()))
+    reader.start()
+    reader.join(10)
+    assert isinstance(read[0], Rebuilt)
+    assert [reader] == REBUILT
+    assert futures[5].result() is read[0]
+    assert [reader] == REBUILT
+
+
+def test_engines_go_on_while_a_callback_takes_its_time(
+    cluster: MemoryCluster,
+    mec: MultiEngineClient,
+    executor: EngineExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[Any] = []
+    later: list[Any] = []  # the thread for callbacks comes to none of these
+    monkeypatch.setattr(mec._core._bridge, "call_user", lambda f, *args: later.append((f, args)))
+    futures = [executor.submit(abs, -i) for i in range(10)]
+    for future in futures:
+        future.add_done_callback(called.append)
+    assert [value(cluster, future) for future in futures] == list(range(10))
+    assert called == []
+    for f, args in later:
+        f(*args)
+    assert set(called) == set(futures)
+    futures[0].add_done_callback(lambda done: called.append(done.result()))
+    assert called[10:] == [0]
+
+
+def test_who_waits_for_the_first_exception_hears_of_it(
+    cluster: MemoryCluster, executor: EngineExecutor
+) -> None:
+    futures = [executor.submit(operator.truediv, 1, 0), *[executor.submit(abs, -1) for _ in range(20)]]
+    waiter = _base._create_and_install_waiters(futures, FIRST_EXCEPTION)
+    cluster.run_until(waiter.event.is_set)
+    assert futures[0].done()
+    assert not futures[-1].done()
+
+
+def test_asyncio_reads_futures(cluster: MemoryCluster, executor: EngineExecutor) -> None:
+    good, bad = executor.submit(abs, -5), executor.submit(operator.truediv, 1, 0)
+    cluster.settle()
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*map(asyncio.wrap_future, (good, bad)), return_exceptions=True)
+
+    assert [type(found) for found in asyncio.run(main())] == [int, ZeroDivisionError]
 
 
 # -- map ---------------------------------------------------------------------------------
@@ -230,3 +331,34 @@ def test_when_the_client_is_closed_all_fails(
     assert {type(future.exception()) for future in futures} == {ClientClosed}
     with pytest.raises(ClientClosed):
         executor.submit(abs, -1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
+def test_a_call_that_cannot_be_sent_fails_and_frees_its_place(
+    cluster: MemoryCluster, executor: EngineExecutor, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor._view, "_send", refuse)
+        if isinstance(error, Exception):
+            assert executor.submit(abs, -1).exception(timeout=0) is error
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                executor.submit(abs, -1)
+    assert not +executor._busy
+    assert "0 outstanding" in repr(executor)
+    assert value(cluster, executor.submit(abs, -1)) == 1
+    executor.shutdown()
+
+
+def test_a_call_whose_result_was_given_up(
+    cluster: MemoryCluster, executor: EngineExecutor, mec: MultiEngineClient
+) -> None:
+    [future] = [executor.submit(abs, -1)]
+    [pending] = mec.pending
+    assert pending.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        value(cluster, future)
+    assert isinstance(future.exception(), concurrent.futures.CancelledError)

@@ -59,6 +59,12 @@ def run(shell: Any, cell: str) -> Any:
 # -- %px and %%px ---------------------------------------------------------------------
 
 
+def lose(cluster: MemoryCluster, mec: MultiEngineClient) -> None:
+    """The controller goes, and does not come back."""
+    cluster.stop_controller()
+    cluster.run_until(lambda: mec._core._error is not None)
+
+
 @pytest.mark.usefixtures("px")
 class TestPX:
     """With an active client."""
@@ -137,6 +143,8 @@ class TestPX:
         kept = shell.user_ns["kept"]
         assert isinstance(kept, PendingResult)
         assert [result["result"]["text/plain"] for result in kept.r] == ["42"] * 3
+        run(shell, "%%px --out µ\n6 * 7")
+        assert len(run(shell, "µ.r")) == 3  # in code it is another character
 
     def test_silent(self, shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
         run(shell, "%%px --silent\n6 * 7")
@@ -182,6 +190,11 @@ class TestPX:
     def test_a_closed_client(self, shell: Any, mec: MultiEngineClient) -> None:
         mec.close()
         with pytest.raises(UsageError, match=r"closed.*mec\.activate"):
+            run(shell, "%px x = 1")
+
+    def test_a_lost_client(self, shell: Any, mec: MultiEngineClient, cluster: MemoryCluster) -> None:
+        lose(cluster, mec)
+        with pytest.raises(UsageError, match=r"lost its controller.*mec\.activate\(\).*Nobody listens"):
             run(shell, "%px x = 1")
 
 
@@ -274,6 +287,18 @@ def test_no_client(shell: Any) -> None:
         assert "\n" not in str(caught.value)
     run(shell, "x = 1")  # autopx is off
     assert shell.user_ns["x"] == 1
+
+
+def test_a_client_that_is_lost_is_none(shell: Any, mec: MultiEngineClient) -> None:
+    magics.load_ipython_extension(shell)
+    with MemoryCluster(1) as gone:
+        shell.user_ns["lost"] = gone.client()
+        lose(gone, shell.user_ns["lost"])
+        with pytest.raises(UsageError, match="No client is active"):
+            run(shell, "%px x = 1")
+        shell.user_ns = {"mec": mec, **shell.user_ns}  # an older one
+        run(shell, "%px x = 1")
+    assert mec["x"] == [1] * 3
 
 
 def test_the_extension_finds_the_newest_open_client(shell: Any, cluster: MemoryCluster) -> None:

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +200,15 @@ def test_code_is_text(mec: MultiEngineClient, code: Any) -> None:
         mec.execute(code)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True, "5"])
 def test_impossible_timeouts(mec: MultiEngineClient, timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         mec.execute("1", timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [np.int64(5), np.float32(0.5), Fraction(1, 2)])
+def test_timeouts_of_any_kind_of_number(mec: MultiEngineClient, timeout: Any) -> None:
+    assert len(mec.execute("1", timeout=timeout)) == 3
 
 
 def test_run(mec: MultiEngineClient, tmp_path: Path) -> None:
@@ -469,6 +475,13 @@ def test_reprs(mec: MultiEngineClient) -> None:
     assert repr(mec) == "<MultiEngineClient memory:0: closed>"
 
 
+def test_the_repr_of_a_lost_client(mec: MultiEngineClient, cluster: MemoryCluster) -> None:
+    cluster.stop_controller()
+    cluster.run_until(lambda: mec._core._error is not None)
+    reason = "Nobody listens at memory:0"
+    assert repr(mec).startswith(f"<MultiEngineClient memory:0: lost: {reason}")
+
+
 # -- functions -------------------------------------------------------------------------------
 
 
@@ -483,6 +496,29 @@ def test_apply(mec: MultiEngineClient) -> None:
 
 def test_apply_passes_keywords_that_look_like_ours(mec: MultiEngineClient) -> None:
     assert mec.apply(dict, f=1, self=2, targets=0) == [{"f": 1, "self": 2}]
+
+
+def test_names_are_those_that_python_makes_of_them(mec: MultiEngineClient) -> None:
+    """In code 'µ' (micro sign) is 'μ' (the letter), and 'ﬁ' (one sign) is 'fi'."""
+    mec.execute("µ = 3")
+    assert mec["µ"] == [3] * 3
+    assert "µ" in mec
+    mec["µ"] = 4
+    assert mec.execute("µ")[0]["result"]["text/plain"] == "4"
+    assert mec.apply(operator.neg, client.Reference("µ")) == [-4] * 3
+    mec.push_function({"ﬁ": abs})
+    assert mec.pull_function("ﬁ", targets=0) == [abs]
+    assert mec.apply(lambda: fi(-1)) == [1] * 3  # type: ignore[name-defined] # noqa: F821
+    mec.scatter("µ", [1, 2, 3])
+    assert mec.gather("µ") == [1, 2, 3]
+    mec.transfer("µ", source=0, targets=2, name="ﬁ")
+    assert mec.zip_pull("ﬁ", targets=2) == ([1],)
+    del mec["µ"]
+    assert mec.keys() == [["fi"]] * 3
+    with pytest.raises(ValueError, match="cannot be the name of a variable"):
+        mec["ｉｆ"] = 1  # 'if', in full width
+    with pytest.raises(ValueError, match="engine_id"):
+        mec.push({"ｅngine_id": 1})
 
 
 def test_references(mec: MultiEngineClient) -> None:
@@ -807,6 +843,37 @@ def test_get_pending(mec: MultiEngineClient, cluster: MemoryCluster) -> None:
     assert cluster.client().get_pending(call.id).r == [4, 4, 4]
 
 
+def test_two_threads_that_ask_for_one_result(mec: MultiEngineClient, cluster: MemoryCluster) -> None:
+    id = mec.execute("1", block=False).id
+    other = cluster.client()
+    fetch, found, threads = other._core.fetch, [], []
+
+    def slow(*args: Any) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=lambda: found.append(other.get_pending(id))))
+            threads[0].start()
+            threads[0].join(0.1)  # the time to come in between
+        fetch(*args)
+
+    other._core.fetch = slow  # type: ignore[method-assign]
+    found.append(other.get_pending(id))
+    threads[0].join()
+    assert found[0] is found[1]
+    assert len(found[0].r) == 3
+
+
+def test_questions_of_others_are_not_for_our_input_handler(
+    mec: MultiEngineClient, cluster: MemoryCluster
+) -> None:
+    mec.input_handler = lambda engine, prompt, password: "here"
+    own = mec.execute("1", block=False)
+    theirs = cluster.client().execute("1", block=False)
+    mec.flush()
+    assert mec.get_pending(own.id) is not own
+    assert mec.get_pending(own.id)._input_handler() is mec.input_handler
+    assert mec.get_pending(theirs.id)._input_handler() is None
+
+
 @pytest.mark.parametrize("id", ["", "5", "x@y", None, 7])
 def test_what_is_no_id(mec: MultiEngineClient, id: Any) -> None:
     with pytest.raises(ValueError, match="not the id of a result"):
@@ -878,6 +945,32 @@ def test_a_client_is_a_context_manager(cluster: MemoryCluster) -> None:
     with pytest.raises(ClientClosed):
         pending.result()
     mec.close()  # again
+
+
+@pytest.mark.parametrize(
+    ("ask", "value"),
+    [
+        (lambda mec, id: mec.get_pending(id), [1, 1, 1]),
+        (lambda mec, id: mec.clear_queue(block=False), [None] * 3),
+        (lambda mec, id: mec[0].queue_status(block=False), [(0, {"queue": [], "pending": None})]),
+    ],
+)
+def test_what_it_asked_for_keeps_a_client_open(
+    mec: MultiEngineClient, cluster: MemoryCluster, ask: Callable[..., Any], value: Any
+) -> None:
+    known = mec.apply(abs, -1, block=False)
+    assert known.r == [1, 1, 1]
+    asks = cluster.client()
+    cluster._clients.remove(asks)
+    core, pending = asks._core, ask(asks, known.id)
+    del asks
+    gc.collect()
+    assert pending.r == value
+    core.check_usable()
+    del pending
+    gc.collect()
+    with pytest.raises(ClientClosed):
+        core.check_usable()
 
 
 def test_a_dropped_client_closes(cluster: MemoryCluster) -> None:

@@ -289,6 +289,7 @@ def test_a_class_that_runs_code_while_it_is_loaded_sees_the_engines_names():
 def test_a_reference_stays_one_where_it_is_only_sent():
     assert there([Reference("x")])[0].name == "x"
     assert repr(Reference("x")) == "Reference('x')"
+    assert Reference("\N{MICRO SIGN}").name == "\N{GREEK SMALL LETTER MU}"  # as Python has it
 
 
 def test_references_are_the_engines_objects_however_deep():

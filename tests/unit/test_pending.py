@@ -225,6 +225,19 @@ def test_concurrent_futures_wait_and_as_completed(core):
     assert {pending.result()[0] for pending in concurrent.futures.as_completed([first, second])} == {1, 2}
 
 
+@pytest.mark.parametrize("how", [error, lambda pending, _: pending.fail(ClientClosed())])
+def test_who_waits_for_the_first_exception_hears_of_it(core, how):
+    bad, good, other = (make(core, (0,)) for _ in range(3))
+    waiter = concurrent.futures._base._create_and_install_waiters(
+        [bad, good, other], concurrent.futures.FIRST_EXCEPTION
+    )
+    ok(good, 0)
+    assert not waiter.event.is_set()
+    how(bad, 0)
+    assert waiter.event.is_set()
+    assert isinstance(bad.exception(), (CompositeError, ClientClosed))
+
+
 def test_repeats_and_strangers_are_ignored(core):
     pending = make(core)
     ok(pending, 0, "first")
@@ -658,6 +671,33 @@ def test_asyncio_reads_it_as_a_future(core):
 
     assert asyncio.run(main()) == [5]
     assert pending._get_snapshot() == (True, False, [5], None)
+
+
+def test_a_loop_does_not_wait_for_what_it_cancels(core):
+    pending, called = make(core, (0,)), []
+    pending.add_done_callback(called.append)
+
+    async def main():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(pending), 0.001)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert (core.aborts, core.waits) == ([False], [])
+    error(pending, 0, "TaskAborted", started=0.0)
+    assert pending.cancelled()
+    core.run_user_calls()
+    assert called == [pending]
+
+
+def test_code_in_a_task_may_wait_for_what_it_cancels(core):
+    pending = make(core, (0,))
+    core.steps.append(lambda: error(pending, 0, "TaskAborted", started=0.0))
+
+    async def main():
+        return pending.cancel()
+
+    assert asyncio.run(main()) is True
 
 
 def test_giving_up_an_await_leaves_the_work_going(core):

@@ -74,7 +74,23 @@ def test_the_reactor_thread_and_who_says_so_do_not_wait() -> None:
     room.take(10, wait=False)
     bridge.reactor = True
     room.take(10)
+    room.wait()
     room.free(220)
+    assert not room.full
+
+
+def test_waiting_takes_nothing() -> None:
+    bridge = Bridge()
+    room = Room(bridge)  # type: ignore[arg-type]
+    room.wait()
+    room.take(100)
+    thread = threading.Thread(target=room.wait)
+    thread.start()
+    assert bridge.waits.acquire(timeout=10)
+    room.free(100)
+    thread.join(10)
+    assert not thread.is_alive()
+    room.take(99)
     assert not room.full
 
 

@@ -58,6 +58,7 @@ def test_the_error_names_the_engines_that_exist() -> None:
         resolve_targets([0, 7], IDS)
     assert str(caught.value) == "There is no engine 7. The engines are: 0 1 2 5."
     assert caught.value.target == 7
+    assert caught.value.ids == IDS  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("targets", [[], (), slice(4, None), np.array([], dtype=int)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import operator
 import pickle
 from collections.abc import Iterator
@@ -167,6 +168,45 @@ def test_a_result_keeps_its_client(cluster: MemoryCluster) -> None:
 
 
 # -- run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outstanding", [True, False])
+def test_a_result_by_its_id_keeps_its_client(cluster: MemoryCluster, outstanding: bool) -> None:
+    tc = cluster.task_client()
+    cluster._clients.remove(tc)
+    id = tc.run(MapTask(abs, (-1,)))
+    [pending] = tc.pending if outstanding else [tc.get_pending(id)]
+    core = tc._core
+    del tc
+    gc.collect()
+    assert pending.r == 1
+    core.check_usable()
+    del pending
+    gc.collect()
+    with pytest.raises(ClientClosed):
+        core.check_usable()
+
+
+def test_what_was_run_and_not_asked_for_goes_with_its_client(cluster: MemoryCluster) -> None:
+    tc = cluster.task_client()
+    cluster._clients.remove(tc)
+    tc.run(MapTask(abs, (-1,)), block=True)
+    tc.barrier()
+    core = tc._core
+    gc.disable()
+    try:
+        del tc
+        with pytest.raises(ClientClosed):
+            core.check_usable()
+    finally:
+        gc.enable()
+
+
+def test_names_are_those_that_python_makes_of_them(tc: TaskClient) -> None:
+    id = tc.run(StringTask("µ = µ + 1", push={"µ": 1}, pull=["µ"]))
+    result = tc.get_task_result(id, block=True)
+    assert result is not None
+    assert result.ns.µ == result["µ"] == result["\u03bc"] == 2
 
 
 def test_a_string_task(tc: TaskClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -207,6 +208,13 @@ def test_exceptions_as_values(tc: TaskClient, chunksize: int | None) -> None:
     values = tc.map(inverse, [1, 0, 2], chunksize=chunksize, return_exceptions=True)
     assert isinstance(values[1], ZeroDivisionError)
     assert [values[0], values[2]] == [1.0, 0.5]
+
+
+def test_an_exception_that_is_a_value_is_none_for_those_who_wait(tc: TaskClient) -> None:
+    for return_exceptions in (True, False):
+        pending = tc.map(inverse, [1, 0], return_exceptions=return_exceptions, block=False)
+        pending.exception(30)
+        assert (concurrent.futures.Future.exception(pending) is None) is return_exceptions
 
 
 def test_what_cannot_come_back(tc: TaskClient) -> None:

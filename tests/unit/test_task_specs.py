@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,13 @@ def test_wrong_options(options: dict[str, Any], error: type[Exception], text: st
         MapTask(abs, (1,), **options)
     with pytest.raises(error, match=text):
         StringTask("a = 1", **options)
+
+
+@pytest.mark.parametrize("seconds", [np.int64(5), np.float32(5.0), Fraction(5)])
+def test_seconds_may_be_a_number_of_any_kind(seconds: Any) -> None:
+    task = MapTask(abs, (1,), timeout=seconds, wait=seconds)
+    assert (task.timeout, task.wait) == (5.0, 5.0)
+    assert {type(task.timeout), type(task.wait)} == {float}
 
 
 def test_wrong_tasks() -> None:

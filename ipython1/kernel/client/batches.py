@@ -6,6 +6,7 @@ in the reactor thread.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections import OrderedDict, deque
@@ -164,7 +165,8 @@ class Batches:
     def _find(self, id: str) -> OutBatch:
         batch = self._batches.get(id)
         if batch is None:
-            raise self._error or KeyError(f"batch {id} is over")
+            error = self._error or KeyError(f"batch {id} is over")
+            raise copy.copy(error).with_traceback(None)  # as in `check_usable`
         return batch
 
     def close(self, batch: str) -> None:

@@ -6,6 +6,7 @@ import abc
 import concurrent.futures
 import functools
 import math
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -161,7 +162,7 @@ class Calls(abc.ABC):
             self._core.wait(future, None)
             values = finish(future.result())
             return values if whole is None else whole(values)
-        return _answer_result(self._core, what, chosen, future, finish, whole)
+        return _answer_result(self._owner(), what, chosen, future, finish, whole)
 
     def _until(self, done: Callable[[Sequence[Mapping[str, Any]]], bool], timeout: float | None) -> bool:
         """Wait until `done` of the engine table; False where that takes longer than `timeout`."""
@@ -186,7 +187,7 @@ def _settle(future: concurrent.futures.Future[None]) -> None:
 
 
 def _answer_result(
-    core: ClientCore,
+    owner: MultiEngineClient,
     what: str,
     chosen: tuple[int, ...],
     answer: concurrent.futures.Future[Any],
@@ -194,7 +195,8 @@ def _answer_result(
     whole: Finish | None,
 ) -> PendingResult:
     """The answer to a question as a `PendingResult`, one value a target."""
-    pending = PendingResult(core, core.new_id(), what, chosen, whole)
+    core = owner._core
+    pending = PendingResult(core, core.new_id(), what, chosen, whole, owner=owner)
 
     def answered(answer: concurrent.futures.Future[Any]) -> None:
         error = answer.exception()
@@ -248,9 +250,8 @@ def _checked_block(block: bool) -> bool:
 def _checked_timeout(timeout: float | None) -> float:
     if timeout is None:
         return 0.0
-    seconds = float(timeout) if isinstance(timeout, (int, float)) else 0.0
-    if not 0 < seconds < math.inf:
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or not 0 < timeout < math.inf:
         raise ValueError(
             f"timeout must be a number of seconds above 0, or None for no limit, not {timeout!r}."
         )
-    return seconds
+    return float(timeout)

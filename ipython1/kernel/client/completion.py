@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from ipython1.kernel.client import asking
 from ipython1.kernel.client.arrivals import Arrivals, Buffer
 from ipython1.kernel.error import IPython1Error, TaskAborted
 from ipython1.kernel.wire.records import Event, Result
+
+#: Stands for the error of a Future until somebody reads it.
+UNREAD = IPython1Error("it failed")
 
 
 class Core(Protocol):
@@ -106,6 +110,11 @@ class Completion(concurrent.futures.Future[Any]):
         """Whether an engine has started it, and it is not done."""
         return self._started and not self.done()
 
+    @property
+    def _failed(self) -> bool:
+        """Whether something has failed so far."""
+        return self._broken is not None or self._arrivals.failed > 0
+
     def awaits(self, slot: int) -> bool:
         """Whether the end of a slot is still to come."""
         return self._arrivals.awaits(slot)
@@ -116,7 +125,11 @@ class Completion(concurrent.futures.Future[Any]):
             if unfinished or self._over or self._verdict is not None:
                 return
             self._over = True
-        self.set_result(None)  # the value comes when it is read
+        # The value, or error, comes when it is read. Who waits for the first error must know of it now.
+        if self._failed:
+            self.set_exception(UNREAD)
+        else:
+            self.set_result(None)
         self._announce()
 
     def _announce(self) -> None:
@@ -207,6 +220,9 @@ class Completion(concurrent.futures.Future[Any]):
     def cancel(self) -> bool:
         """Cancel the command if no engine has started it.
 
+        It waits for the engines' word, but not where asyncio calls it, as it
+        does for a Future it wraps: there a False may mean that it is not known yet.
+
         Returns
         -------
         bool
@@ -222,6 +238,8 @@ class Completion(concurrent.futures.Future[Any]):
             except IPython1Error:
                 self._conclude_cancel(False)
             self._decide_cancel()  # what came just before does not come again
+        if _called_by_loop():
+            return verdict.done() and verdict.result()
         self._core.wait(verdict, None)
         return verdict.result()
 
@@ -264,3 +282,11 @@ class Completion(concurrent.futures.Future[Any]):
         else:
             self._finish_if_over()
         verdict.set_result(cancelled)
+
+
+def _called_by_loop() -> bool:
+    """Whether an asyncio loop calls, and no task: the cells of a notebook run in one, and may wait."""
+    try:
+        return asyncio.current_task() is None
+    except RuntimeError:  # no loop runs in this thread
+        return False

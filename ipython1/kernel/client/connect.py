@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -161,8 +162,9 @@ def _open(
     from ipython1.kernel.wire.tubs import split_furl
     from ipython1.kernel.wire.tunnels import Tunnel, fetch_furl, parse_gateway, parse_place
 
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
+    timeout = float(timeout)
     furl = _named(furl, cluster)
     place = parse_place(furl) if isinstance(furl, str) and furl.strip().startswith(_SSH) else None
     gateway = parse_gateway(ssh) if ssh is not None else place.gateway if place is not None else None

@@ -7,6 +7,7 @@ else runs in the reactor thread.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -146,7 +147,8 @@ class ClientCore:
         """Raise what makes this client unusable, if anything does."""
         self._bridge.check()
         if self._error is not None:
-            raise self._error
+            # One that is raised again keeps the frames of all its callers; with tblib, so does its copy.
+            raise copy.copy(self._error).with_traceback(None)
 
     @property
     def address(self) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ipython1.kernel.client.completion import UNREAD, Core
 from ipython1.kernel.error import CompositeError, IPython1Error
 from ipython1.kernel.wire import objects
 from ipython1.kernel.wire.runners import map_rows
@@ -24,9 +26,77 @@ if TYPE_CHECKING:
 AHEAD = 2
 
 
+class EngineFuture(Future[Any]):
+    """The result of a call, rebuilt once, in the thread that first reads it.
+
+    Parameters
+    ----------
+    core : ClientCore
+        Runs callbacks outside of the reactor thread.
+    """
+
+    def __init__(self, core: Core) -> None:
+        super().__init__()
+        self._core = core
+        self._pending: PendingResult | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {id(self):#x}: {self._state.lower()}>"
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the function returned; waits for it."""
+        error = self.exception(timeout)
+        if error is None:
+            return super().result()
+        try:
+            raise error.with_traceback(None)
+        finally:
+            del error, self  # the traceback refers to this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What `result` raises, or None; waits for it."""
+        super().exception(timeout)  # waits
+        self._rebuild()
+        return super().exception()
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """How asyncio of Python 3.14 reads a Future without waiting."""
+        if self.done():
+            self._rebuild()
+        return super()._get_snapshot()  # type: ignore[misc, no-any-return]
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call ``fn(self)`` when this is done: in a thread for callbacks, or at once where it is done."""
+        super().add_done_callback(fn if self.done() else functools.partial(self._core.call_user, fn))
+
+    def arrived(self, pending: PendingResult) -> None:
+        """All that comes of the call is in `pending`. Reactor thread."""
+        self._pending = pending
+        if pending._failed:
+            self.set_exception(UNREAD)
+        else:
+            self.set_result(None)
+
+    def _rebuild(self) -> None:
+        """Make the result, or the exception, out of what came; this is done."""
+        pending = self._pending
+        if pending is None:
+            return
+        with pending._arrivals.decoding:
+            if self._pending is None:
+                return
+            error = CancelledError() if pending.cancelled() else pending.exception()
+            if isinstance(error, CompositeError):
+                error = error.elist[0].exception()
+            if error is None:
+                [self._result] = pending.result()
+            self._exception = error
+            self._pending = None
+
+
 @dataclass(eq=False)
 class _Work:
-    future: Future[Any]
+    future: EngineFuture
     call: list[Any]  # what `dumps_call` made
     label: str
 
@@ -36,7 +106,8 @@ class EngineExecutor(concurrent.futures.Executor):
 
     A call waits here until an engine has room for it; until then its Future
     can be cancelled. Results are what the function returned, exceptions are
-    of their original types.
+    of their original types. Callbacks of Futures run in a thread for callbacks,
+    where they may wait for other calls.
 
     Parameters
     ----------
@@ -49,14 +120,14 @@ class EngineExecutor(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._waiting: deque[_Work] = deque()
         self._busy: Counter[int] = Counter()
-        self._open: set[Future[Any]] = set()
+        self._open: set[EngineFuture] = set()
         self._shut_down = False
 
     def __repr__(self) -> str:
         state = "shut down" if self._shut_down else f"{len(self._open)} outstanding"
         return f"<{type(self).__name__} targets={self._view.targets!r}: {state}>"
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> EngineFuture:  # type: ignore[override]
         """Call ``fn(*args, **kwargs)`` on one of the engines.
 
         Raises
@@ -73,7 +144,7 @@ class EngineExecutor(concurrent.futures.Executor):
         self._view.ids  # noqa: B018 -- raises where there is no engine, or the client is closed
         # A later change of the arguments must not be seen, so they are copied now.
         call = [bytes(part) for part in objects.dumps_call(fn, args, kwargs)]
-        future: Future[Any] = Future()
+        future = EngineFuture(self._view._core)
         with self._lock:
             if self._shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -142,7 +213,7 @@ class EngineExecutor(concurrent.futures.Executor):
             if work is None:
                 return
             if error is not None:
-                self._resolve(work, target, error=error)
+                self._fail(work, target, error)
             else:
                 self._start(work, target)
 
@@ -170,35 +241,30 @@ class EngineExecutor(concurrent.futures.Executor):
             pending = self._view._send(
                 "submit", "apply", {}, [((target,), work.call)], False, label=f"submit {work.label}"
             )
-        except IPython1Error as error:
-            self._resolve(work, target, error=error)
-            return
-        pending.add_done_callback(lambda pending: self._finished(work, target, pending))
+        except BaseException as error:
+            self._fail(work, target, error)  # or it would never be done
+            if isinstance(error, Exception):
+                return
+            raise
+        pending._when_over(lambda: self._finished(work, target, pending))
 
     def _finished(self, work: _Work, target: int, pending: PendingResult) -> None:
-        try:
-            [value] = pending.result()
-        except CompositeError as failed:
-            self._resolve(work, target, error=failed.elist[0].exception())
-        except Exception as error:  # noqa: BLE001 -- a result may refuse to be rebuilt here in any way
-            self._resolve(work, target, error=error)
-        else:
-            self._resolve(work, target, value)
+        """In the reactor thread: no code of the user runs here, and so none can hold up the engines."""
+        self._end(work, target)
+        work.future.arrived(pending)
         self._hand_out()
 
-    def _resolve(
-        self, work: _Work, target: int, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def _fail(self, work: _Work, target: int, error: BaseException) -> None:
+        self._end(work, target)
+        work.future.set_exception(error)
+
+    def _end(self, work: _Work, target: int) -> None:
         with self._lock:
             self._busy[target] -= 1
             self._open.discard(work.future)
-        if error is not None:
-            work.future.set_exception(error)
-        else:
-            work.future.set_result(value)
 
 
-def _results(futures: deque[Future[list[Any]]], end: float | None) -> Iterator[Any]:
+def _results(futures: deque[EngineFuture], end: float | None) -> Iterator[Any]:
     """The items of the futures' lists, in order; those that are not wanted any more are cancelled."""
     try:
         while futures:

@@ -6,7 +6,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ipython1.kernel.error import ClientClosed, SerializationError
+from ipython1.kernel.error import ClientClosed, IPython1Error, SerializationError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,6 +59,8 @@ class ClientLife:
             self._core.check_usable()
         except ClientClosed:
             state = "closed"
+        except IPython1Error as error:  # there was no controller for too long
+            state = f"lost: {error}"
         else:
             state = self._state()
         return f"<{type(self).__name__} {self._core.address}: {state}>"

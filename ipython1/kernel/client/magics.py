@@ -18,7 +18,8 @@ from ipython1.kernel.client import streaming
 from ipython1.kernel.client.calls import wait_for
 from ipython1.kernel.client.completions import continuations, make_matcher
 from ipython1.kernel.client.multiengine import MultiEngineClient
-from ipython1.kernel.error import ClientClosed
+from ipython1.kernel.error import ClientClosed, IPython1Error
+from ipython1.kernel.wire.objects import variable_name
 
 if TYPE_CHECKING:
     from ipython1.kernel.client.pending import PendingResult
@@ -266,7 +267,7 @@ class ParallelMagics:
         args = {"silent": silent}
         pending: PendingResult = view._code("execute", code, args, code, targets, False, timeout, wait)
         if out is not None:
-            self.shell.user_ns[out] = pending
+            self.shell.user_ns[variable_name(out)] = pending
         if local:
             _run_locally(self.shell, code)
         if not wait:
@@ -287,17 +288,28 @@ class ParallelMagics:
         view = self._newest_client() if self.view is None else self.view
         if view is None:
             raise UsageError(NO_CLIENT)
+        again = f"mec.activate({self.suffix!r})" if self.suffix else "mec.activate()"
         try:
             view._core.check_usable()
         except ClientClosed as closed:
-            again = f"mec.activate({self.suffix!r})" if self.suffix else "mec.activate()"
             raise UsageError(f"{closed} Then type: {again}") from None
+        except IPython1Error as lost:
+            text = f"This client has lost its controller. Create a new one, then type {again}. {lost}"
+            raise UsageError(text) from None
         return view
 
     def _newest_client(self) -> TargetView | None:
         names = [name for name in self.shell.user_ns if not name.startswith("_")]
         clients = [self.shell.user_ns[name] for name in names]
-        return next((c for c in reversed(clients) if isinstance(c, MultiEngineClient) and not c.closed), None)
+        return next((c for c in reversed(clients) if isinstance(c, MultiEngineClient) and _usable(c)), None)
+
+
+def _usable(client: MultiEngineClient) -> bool:
+    try:
+        client._core.check_usable()
+    except IPython1Error:
+        return False
+    return True
 
 
 class _AutoPX:

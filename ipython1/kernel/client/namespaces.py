@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ipython1.kernel.client import partition
@@ -36,9 +36,10 @@ class NamespaceCalls(Calls):
         ValueError
             A name is no name of a variable, or is ``engine_id``.
         """
-        label = _label("push", _names_of(ns, "push"))
+        values = _settables(ns, "push")
         chosen = self._chosen(targets)
-        return self._send("push", "push", {}, [(chosen, objects.dumps_values(ns))], block, _nothing, label)
+        parts = objects.dumps_values(values)
+        return self._send("push", "push", {}, [(chosen, parts)], block, _nothing, _label("push", values))
 
     def pull(
         self, keys: str | Iterable[str], targets: TargetSpec | None = None, block: bool | None = None
@@ -123,16 +124,15 @@ class NamespaceCalls(Calls):
         -------
         list of None
         """
-        label = _label("push_function", _names_of(ns, "push_function"))
-        for name, function in ns.items():
+        functions = _settables(ns, "push_function")
+        for name, function in functions.items():
             if not callable(function):
                 raise TypeError(
                     f"push_function takes callables; {name!r} is a {type(function).__name__}. Use push."
                 )
         chosen = self._chosen(targets)
-        return self._send(
-            "push_function", "push_function", {}, [(chosen, objects.dumps_values(ns))], block, _nothing, label
-        )
+        parts, label = objects.dumps_values(functions), _label("push_function", functions)
+        return self._send("push_function", "push_function", {}, [(chosen, parts)], block, _nothing, label)
 
     def transfer(
         self,
@@ -167,7 +167,7 @@ class NamespaceCalls(Calls):
             ``SerializationError`` where a value cannot be sent.
         """
         names = _names(keys)
-        new = [_settable(each) for each in _names(keys if name is None else name)]
+        new = [_settable(each) for each in (names if name is None else _names(name))]
         if len(new) != len(names):
             raise ValueError(f"{len(names)} variables cannot have {len(new)} names: give a name for each.")
         givers = resolve_targets(source, self._all_ids())
@@ -196,7 +196,7 @@ class NamespaceCalls(Calls):
 
     def _has(self, key: str) -> bool:
         found: list[bool] = self._command(
-            "has", "has", {"keys": [key]}, targets=None, block=True, finish=_firsts, label=f"has {key}"
+            "has", "has", {"keys": [_name(key)]}, targets=None, block=True, finish=_firsts, label=f"has {key}"
         )
         return all(found)
 
@@ -278,7 +278,7 @@ def _firsts(values: list[Any]) -> list[Any]:
 def _name(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"the name of a variable is a str, not {key!r}.")
-    return key
+    return objects.variable_name(key)
 
 
 def _names(keys: str | Iterable[str]) -> list[str]:
@@ -296,11 +296,11 @@ def _settable(key: Any) -> str:
     return name
 
 
-def _names_of(ns: Mapping[str, Any], method: str) -> list[str]:
+def _settables(ns: Mapping[str, Any], method: str) -> dict[str, Any]:
     if not isinstance(ns, Mapping):
         raise TypeError(f"{method} takes a dict of values by name, not {type(ns).__name__}.")
-    return [_settable(key) for key in ns]
+    return {_settable(key): value for key, value in ns.items()}
 
 
-def _label(op: str, names: Sequence[str]) -> str:
+def _label(op: str, names: Iterable[str]) -> str:
     return f"{op} {', '.join(names)}"

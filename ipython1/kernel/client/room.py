@@ -34,23 +34,28 @@ class Room:
 
     @property
     def full(self) -> bool:
-        """Whether `take` would wait."""
+        """Whether `wait` would wait."""
         return self._used >= ROOM and not self._over
 
-    def take(self, size: int, wait: bool = True) -> None:
-        """Count what is going to be sent, as soon as there is room; any thread.
+    def wait(self) -> None:
+        """Return as soon as there is room; any thread that holds no lock the reactor thread may want.
 
         Nobody waits in the reactor thread: the controller has a limit of its own.
         """
-        while wait:
+        while True:
             with self._lock:
                 if not self.full:
-                    break
+                    return
                 waiter = self._waiter = self._waiter or Future()
             try:
                 self._bridge.wait(waiter, None)
             except WouldBlockReactor:
-                break
+                return
+
+    def take(self, size: int, wait: bool = True) -> None:
+        """Count what is going to be sent; any thread. See `wait`."""
+        if wait:
+            self.wait()
         with self._lock:
             self._used += size
 

@@ -94,7 +94,9 @@ def _engine(target: int, ids: Sequence[int]) -> int:
     if target < 0 and -target <= len(ids):
         return ids[target]
     if target not in ids:
-        raise InvalidEngineID(target=target, ids=_listed(ids))
+        raise InvalidEngineID(
+            f"There is no engine {target}. The engines are: {_listed(ids)}.", target=target, ids=list(ids)
+        )
     return target
 
 

@@ -210,7 +210,16 @@ class TaskClient(TaskCalls):
             When it is read, where nothing is known of it.
         """
         [(batch, index)] = task_keys(id)
-        return self._find(f"{batch}#{index}", batch, index)
+        return self._kept_open(self._find(f"{batch}#{index}", batch, index))
+
+    def _kept_open(self, task: TaskPending) -> TaskPending:
+        """A result that a user gets: this client stays open as long as it is there.
+
+        Not before: until they are asked for, results are kept by the client alone, and go with it.
+        """
+        if isinstance(task, _Run):
+            task._kept = self
+        return task
 
     def _find(self, name: str, batch: str, index: int) -> TaskPending:
         """What comes of a task; asks for it where it is not waited for."""
@@ -253,6 +262,9 @@ class TaskClient(TaskCalls):
     @property
     def pending(self) -> list[TaskPending]:
         """The results that are outstanding: of `submit`, `map`, `imap` and `run`."""
+        return [self._kept_open(task) for task in self._outstanding()]
+
+    def _outstanding(self) -> list[TaskPending]:
         found = self._core.tasks.pending()
         return [pending.pending if isinstance(pending, Feeder) else pending for pending in found]
 
@@ -301,7 +313,7 @@ class TaskClient(TaskCalls):
         """
         self._core.check_usable()
         end = None if timeout is None else time.monotonic() + timeout
-        for pending in self.pending if ids is None else self._named(ids):
+        for pending in self._outstanding() if ids is None else self._named(ids):
             self._core.wait(pending, None if end is None else max(0.0, end - time.monotonic()))
 
     def _named(self, ids: Any) -> list[TaskPending]:

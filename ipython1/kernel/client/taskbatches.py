@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import pickle
 import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cloudpickle import cloudpickle as _cloudpickle
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=TaskPending)
 
-#: Functions whose batches are kept open.
-OPEN_LIMIT = 16
+#: Functions whose batches are kept open, and the bytes they may have together; one may have more.
+OPEN_LIMIT, OPEN_BYTES = 16, 16 * 1024 * 1024
 #: Tasks of one batch, at most.
 BATCH_LIMIT = 10_000
 
@@ -132,14 +133,23 @@ def _by_name(value: Any) -> bool:
 class _Open:
     """A batch that takes more tasks."""
 
-    __slots__ = ("count", "f", "id", "parts", "unchanged")
+    __slots__ = ("count", "digest", "f", "id", "size", "unchanged")
 
-    def __init__(self, f: Any, parts: list[Buffer], id: str) -> None:
+    def __init__(self, f: Any, parts: Sequence[Buffer], digest: bytes, id: str) -> None:
         self.f = f
-        self.parts = parts
+        self.size = sum(map(len, parts))
+        self.digest = digest
         self.id = id
         self.unchanged = Unchanged(f)
         self.count = 0
+
+
+def _digest(parts: Sequence[Buffer]) -> bytes:
+    """Tells whether a function pickles as it did; the pickle itself may be large."""
+    found = hashlib.sha256(repr([len(part) for part in parts]).encode())
+    for part in parts:
+        found.update(part)
+    return found.digest()
 
 
 class OpenBatches:
@@ -149,11 +159,17 @@ class OpenBatches:
     ----------
     tasks : Batches
         The reactor's side.
+
+    Attributes
+    ----------
+    lock : Lock
+        Held while a task is made and sent. Nobody who has it waits for the
+        reactor thread, which takes it too.
     """
 
     def __init__(self, tasks: Batches) -> None:
         self._tasks = tasks
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._open: OrderedDict[int, _Open] = OrderedDict()
 
     def send(
@@ -163,7 +179,9 @@ class OpenBatches:
         parts: list[Buffer],
         make: Callable[[str, range], P],
     ) -> P:
-        """Send one call of `f` with the arguments in `parts`; `make` makes its result.
+        """Send one call of `f` with the arguments in `parts`; `make` makes its result, under the lock.
+
+        Where very much is outstanding it waits, unless it must not.
 
         Raises
         ------
@@ -171,7 +189,8 @@ class OpenBatches:
             The function cannot be sent.
         """
         key = id(f)
-        with self._lock:  # to the end: a batch must not be closed while a task is on its way to it
+        self._tasks.room.wait()
+        with self.lock:  # to the end: a batch must not be closed while a task is on its way to it
             known = self._open.get(key)
             if known is None or known.f is not f or known.count >= BATCH_LIMIT or not known.unchanged:
                 known = self._renewed(key, known, f, label)
@@ -180,25 +199,29 @@ class OpenBatches:
             known.count += 1
             slots = self._tasks.reserve(known.id)
             pending = make(known.id, slots)
-            self._tasks.add(pending, slots, (parts,))
+            self._tasks.add(pending, slots, (parts,), wait=False)
             return pending
 
     def _renewed(self, key: int, known: _Open | None, f: Callable[..., Any], label: str) -> _Open:
-        parts: list[Buffer] = [bytes(part) for part in objects.dumps_call(f)]
+        parts = objects.dumps_call(f)
+        digest = _digest(parts)
         if known is not None:
-            if known.f is f and known.count < BATCH_LIMIT and known.parts == parts:
+            if known.f is f and known.count < BATCH_LIMIT and known.digest == digest:
                 known.unchanged = Unchanged(f)
                 return known
             del self._open[key]
             self._tasks.close(known.id)
-        new = self._open[key] = _Open(f, parts, self._tasks.open("call", parts, label=label))
-        if len(self._open) > OPEN_LIMIT:
-            self._tasks.close(self._open.popitem(last=False)[1].id)
+        new = self._open[key] = _Open(f, parts, digest, self._tasks.open("call", parts, label=label))
+        size = sum(batch.size for batch in self._open.values())
+        while len(self._open) > OPEN_LIMIT or (size > OPEN_BYTES and len(self._open) > 1):
+            _, oldest = self._open.popitem(last=False)
+            size -= oldest.size
+            self._tasks.close(oldest.id)
         return new
 
     def close(self) -> None:
         """Close them all; what is on its way goes on."""
-        with self._lock:
+        with self.lock:
             for batch in self._open.values():
                 self._tasks.close(batch.id)
             self._open.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +48,7 @@ class TaskExecutor(concurrent.futures.Executor):
 
     def __init__(self, client: TaskClient) -> None:
         self._client = client
-        self._lock = threading.Lock()
+        self._lock = client._batches.lock
         self._open: set[TaskFuture] = set()
         self._shut_down = False
 
@@ -69,13 +68,27 @@ class TaskExecutor(concurrent.futures.Executor):
         NoEnginesRegistered
             There is nowhere to run it.
         """
-        with self._lock:  # what was let in before a shutdown is seen by it
-            if self._shut_down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            future = self._client._submit(TaskFuture, fn, args, kwargs)
+        made: list[TaskFuture] = []
+
+        def let_in(*facts: Any) -> TaskFuture:
+            # Under the lock, which is held until it is sent: what was let in before a shutdown is seen by it.
+            self._check_open()
+            future = TaskFuture(*facts)
+            made.append(future)
             self._open.add(future)
-        future._when_over(lambda: self._open.discard(future))
-        return future
+            future._when_over(lambda: self._open.discard(future))
+            return future
+
+        self._check_open()
+        try:
+            return self._client._submit(let_in, fn, args, kwargs)  # type: ignore[type-var, arg-type]
+        except BaseException:
+            self._open.difference_update(made)  # it was not sent
+            raise
+
+    def _check_open(self) -> None:
+        if self._shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def map(
         self,

@@ -87,6 +87,11 @@ class MapPending(TaskPending):
         """The id of the map. What came of it cannot be had by this id in other sessions."""
         return self.command_id
 
+    @property
+    def _failed(self) -> bool:
+        """See `Completion`: an exception that is a value is no failure."""
+        return self._broken is not None or (not self._return_exceptions and self._arrivals.failed > 0)
+
     def _take_values(self) -> None:
         arrivals = self._arrivals
         if arrivals.failed and not self._return_exceptions:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ipython1.kernel.error import RemoteFailure
+from ipython1.kernel.wire.objects import variable_name
 
 
 class TaskResult:
@@ -72,10 +73,11 @@ class TaskResult:
     def __getitem__(self, name: str) -> Any:
         """A pulled variable; where the task failed, its exception is raised."""
         pulled = self._pulled()
-        if name not in pulled:
+        key = variable_name(name) if isinstance(name, str) else name
+        if key not in pulled:
             had = ", ".join(map(repr, pulled)) or "nothing"
             raise KeyError(f"{name!r} was not pulled; the task pulled {had}")
-        return pulled[name]
+        return pulled[key]
 
     def _pulled(self) -> dict[str, Any]:
         self.raise_exception()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import operator
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,11 +182,8 @@ class StringTask(Task):
         if not isinstance(code, str):
             raise TypeError(f"StringTask takes the code as a str, not {type(code).__name__}.")
         self.code = code
-        self.pull = [pull] if isinstance(pull, str) else list(pull or ())
-        self.push = dict(push or {})
-        for name in (*self.pull, *self.push):
-            if not isinstance(name, str) or not name.isidentifier():
-                raise ValueError(f"{name!r} is not the name of a variable.")
+        self.pull = [_variable(name) for name in ([pull] if isinstance(pull, str) else pull or ())]
+        self.push = {_variable(name): value for name, value in dict(push or {}).items()}
         super().__init__(**options)
 
     def __repr__(self) -> str:
@@ -294,6 +292,12 @@ def depend(
     return decorate
 
 
+def _variable(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{name!r} is not the name of a variable.")
+    return objects.variable_name(name)
+
+
 def _function(f: Any) -> Any:
     if not callable(f):
         raise TypeError(f"a function is needed, not {type(f).__name__}.")
@@ -345,9 +349,9 @@ def _whole(name: str, value: Any) -> int:
     return number
 
 
-def _seconds(name: str, value: Any) -> float | None:
+def _seconds(name: str, value: float | None) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a number of seconds above 0, or None for no limit, not {value!r}.")
     return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -13,6 +14,9 @@ from ipython1.kernel.client.pending import PendingResult
 from ipython1.kernel.client.progress import Bar
 from ipython1.kernel.client.results import Result, ResultList
 from ipython1.kernel.error import LaunchError, UnknownResult
+
+#: One thread at a time looks whether a result is asked for already, and asks.
+_fetching = threading.Lock()
 
 
 class WholeClient(Calls):
@@ -130,11 +134,15 @@ class WholeClient(Calls):
             When it is read, where nothing is known of it.
         """
         command_id, targets = parse_id(id)
-        known = self._core.pending.get(command_id)
-        if known is not None:
-            return known
-        pending = PendingResult(self._core, command_id, "get_pending", targets, _as_results)
-        self._core.fetch(pending, targets)
+        core, owner = self._core, self._owner()
+        # What another client sent keeps this one open, too; but its questions are not for our input_handler.
+        kept = owner if command_id.startswith(f"{core.client_id}-") else (owner,)
+        with _fetching:
+            known = core.pending.get(command_id)
+            if known is not None:
+                return known
+            pending = PendingResult(core, command_id, "get_pending", targets, _as_results, owner=kept)
+            core.fetch(pending, targets)
         return pending
 
     def barrier(

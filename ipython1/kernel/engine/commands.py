@@ -1,10 +1,14 @@
-"""The commands of an engine: records in, jobs out, results back. In the reactor thread, but `stop_behind`."""
+"""The commands of an engine: records in, jobs out, results back.
+
+All of it is in the reactor thread; `stop_behind` is on the main thread as well.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ipython1.kernel.engine.jobs import AnyJob, Command
@@ -45,7 +49,8 @@ class EngineCommands:
         self._uuid = uuid
         self._predecessor = predecessor
         self._kept: KeptJobs[Command] = KeptJobs()
-        self._failed_epoch: dict[str, int] = {}  # client -> stop_on_error epoch that failed here
+        self._failed_epoch: dict[str, int] = {}  # client -> last epoch before it knew of a failure here
+        self._stopping = threading.Lock()  # over that, and the queue as far as it follows from it
         self._told: list[str] = []  # ids of the commands that the last hello called unfinished
         self._sourced: dict[str, Command] = {}  # those that wait for the result of another, by its id
 
@@ -92,11 +97,12 @@ class EngineCommands:
         job = Command(submit)
         job.detached = submit.detached
         self._kept.add(job)
-        self._loop.put(job)
-        # In this order: either we see that an earlier one failed, or that one's end sees this job.
-        if 0 <= submit.stop <= self._failed_epoch.get(job.client, -1):
-            if self._loop.cancel(lambda it: it is job):
-                self.end_unstarted(job, QueueCleared.__name__, _STOPPED)
+        with self._stopping:  # either we see that an earlier one failed, or that one's end sees this job
+            stopped = 0 <= submit.stop <= self._failed_epoch.get(job.client, -1)
+            if not stopped:
+                self._loop.put(job)
+        if stopped:
+            self.end_unstarted(job, QueueCleared.__name__, _STOPPED)
             return
         if submit.source:
             self._sourced[submit.source] = job
@@ -144,14 +150,20 @@ class EngineCommands:
         return encode_failure(RemoteFailure("EngineDied", str(EngineDied(**facts)), facts=facts))
 
     def _source_failed(self, job: Command, failure: bytes) -> None:
-        """A command fails because its source did, as if it had run."""
-        # It is at the head of the queue, or behind others: what comes after it goes first.
-        behind = self.stop_behind(job) if job.submit.stop >= 0 else []
-        if job in behind or self._loop.cancel(lambda it: it is job):
+        """A command fails because its source did."""
+
+        def end() -> None:
             self._end(job, self._outbox.outcome(job, "error", [failure]), 0.0, time.time())
-        for other in behind:
-            if other is not job:
-                self.end_unstarted(other, QueueCleared.__name__, _STOPPED)
+
+        self._fail_unstarted(job, end)
+
+    def _fail_unstarted(self, failed: Command, end: Callable[[], None]) -> None:
+        """A command that waits fails, as if it had run: `end` says so."""
+        for job in self.stop_behind(failed, ran=False):
+            if job is failed:
+                end()
+            else:
+                self.end_unstarted(job, QueueCleared.__name__, _STOPPED)
 
     def _why_not(self, submit: Submit) -> RemoteFailure | None:
         """Why a command unknown here must not run: it may have run before."""
@@ -172,8 +184,7 @@ class EngineCommands:
 
     def _not_ready(self, job: Command, error: Exception) -> None:
         """The parts of a job cannot be had: it must not keep the others waiting."""
-        if self._loop.cancel(lambda it: it is job):
-            self.end_unstarted(job, type(error).__name__, str(error))
+        self._fail_unstarted(job, lambda: self.end_unstarted(job, type(error).__name__, str(error)))
 
     def cancel(self, cancel: Cancel) -> None:
         """Take commands out of the queue."""
@@ -228,22 +239,35 @@ class EngineCommands:
 
     # -- ends -----------------------------------------------------------------------------
 
-    def stop_behind(self, failed: Command) -> list[AnyJob]:
-        """stop_on_error: take out what this client sent before it could know of the failure.
+    def stop_behind(self, failed: Command, ran: bool = True) -> list[AnyJob]:
+        """stop_on_error: take out what this client has queued behind a command that failed.
 
-        Called on the main thread, before the next job starts.
+        Parameters
+        ----------
+        failed : Command
+        ran : bool
+            It has run; called on the main thread, before the next job starts.
+            Else it waits, behind others maybe, and is taken out as well; where
+            it is not in the queue any more, nothing is.
         """
-        client = failed.client
-        self._failed_epoch[client] = max(failed.submit.stop, self._failed_epoch.get(client, -1))
+        client, stop = failed.client, failed.submit.stop
+        behind = ran
 
-        def match(job: AnyJob) -> bool:
-            return (
-                isinstance(job, Command)
-                and job.client == client
-                and 0 <= job.submit.stop <= failed.submit.stop
-            )
+        def match(job: AnyJob) -> bool:  # asked of the jobs in their order
+            nonlocal behind
+            if job is failed:
+                behind = stop >= 0
+                return True
+            return behind and isinstance(job, Command) and job.client == client and job.submit.stop >= 0
 
-        return self._loop.cancel(match)
+        with self._stopping:
+            taken = self._loop.cancel(match)
+            if behind:
+                # Its client did not know of this failure when it sent these: nor what it had sent before
+                # the last of them, and is still on its way here.
+                epochs = [job.submit.stop for job in taken if isinstance(job, Command)]
+                self._failed_epoch[client] = max(stop, *epochs, self._failed_epoch.get(client, -1))
+        return taken
 
     def finish(self, job: Command, outcome: Outcome, stopped: Sequence[AnyJob]) -> None:
         """A command has run; `stopped`: those that will not, because it failed."""

@@ -14,6 +14,7 @@ import pickle
 import re
 import sys
 import types
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union
 
@@ -34,6 +35,11 @@ OUT_OF_BAND = 16 * 1024
 EVALUE_LIMIT, TRACEBACK_LIMIT, PICKLE_LIMIT = 8 * 1024, 48 * 1024, 256 * 1024
 
 
+def variable_name(name: str) -> str:
+    """A name as Python has it in a namespace: in code, 'µ' stands for 'μ'."""
+    return name if name.isascii() else unicodedata.normalize("NFKC", name)
+
+
 class Reference:
     """Stands for an object of the engine in the arguments of a call.
 
@@ -46,7 +52,7 @@ class Reference:
     def __init__(self, name: str) -> None:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"{name!r} is not a name; give the name of a variable on the engine, as in 'x'.")
-        self.name = name
+        self.name = variable_name(name)
 
     def __repr__(self) -> str:
         return f"Reference({self.name!r})"
