@@ -274,7 +274,8 @@ def test_engines_that_cannot_start(
     until(running.family.gone)
 
 
-def test_who_ends_the_way_to_the_background_ends_what_is_on_it() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_the_way_to_the_background_ends_what_is_on_it(number: signal.Signals) -> None:
     code = (
         "import os, time\n"
         "from ipython1.launch.daemon import daemonize\n"
@@ -285,7 +286,7 @@ def test_who_ends_the_way_to_the_background_ends_what_is_on_it() -> None:
     waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert waiting.stdout is not None
     child = psutil.Process(int(waiting.stdout.readline()))
-    waiting.terminate()
+    waiting.send_signal(number)
     waiting.communicate(timeout=TIMEOUT)
     assert waiting.returncode == 128 + signal.SIGTERM
     until(lambda: not child.is_running())
