@@ -245,7 +245,7 @@ def test_work_of_a_cluster_is_seen(ipython1_dir: Path, browser: Chromium) -> Non
             "[...document.querySelectorAll('#incidents tr')].map((r) => r.cells[2].textContent)"
         )
         assert words == ["restarted", "died"]
-        assert browser.run("document.querySelectorAll('#log > div').length") >= 15
+        browser.until("document.querySelector('#log').textContent.match(/sweep \\d:/g).length === 15")
         shot(browser, "dashboard-4")
         assert {span["engine"] for span in mec.timeline().spans} == {0, 1, 2, 3}
         for pending in running:
