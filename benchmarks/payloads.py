@@ -75,6 +75,16 @@ def writable(value: Any) -> bool:
     return bool(value.flags.writeable)
 
 
+def own(value: np.ndarray) -> np.ndarray:
+    """An array that can be changed: this one, or a copy of it."""
+    return value if writable(value) else value.copy()
+
+
+def increase(value: np.ndarray) -> None:
+    """Add 1 to every item, in place."""
+    value += 1
+
+
 def run_code(code: str) -> None:
     """What ``execute`` is for systems that only call functions."""
     exec(code, NAMESPACE)
@@ -83,6 +93,11 @@ def run_code(code: str) -> None:
 def keep(name: str, value: Any) -> None:
     """What ``push`` is for systems that only call functions."""
     NAMESPACE[name] = value
+
+
+def keep_own(name: str, value: np.ndarray) -> None:
+    """The same, of an array that can be changed there."""
+    NAMESPACE[name] = own(value)
 
 
 def fetch(name: str) -> Any:

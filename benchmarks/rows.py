@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -82,11 +82,13 @@ SECTIONS = (
     ),
     Section(
         "Objects",
-        ("push", "pull", "scatter", "gather", "dict"),
+        ("push", "pull", "scatter", "gather", "writable", "dict"),
         "NumPy arrays of float64, each transfer of another content, checked afterwards by a checksum over a\n"
         "spread of the items; after one transfer that does not count. All of them means bytes delivered at\n"
         "all engines together. Where a system gives out views of shared memory, pages are only touched\n"
-        "when they are used.",
+        "when they are used. *Writable* means that each receiver can change its array, and no other\n"
+        "sees that: Ray gives out read-only views, and has to copy them for it; ipython1's are always\n"
+        "writable, and a page is copied when it is first written to.",
     ),
     Section(
         "Afterwards, and in trouble",
@@ -151,7 +153,6 @@ def _transfer_rows() -> list[Row]:
                         "s" if n < MB else "B/s",
                         partial(run, n, engine),
                         less=n < MB,
-                        target="" if n < 80 * MB else _TWICE,
                         limit="ping-unix" if n < MB else f"memcpy-{n // MB}MB",
                     )
                 )
@@ -167,17 +168,46 @@ def _dealing_rows() -> list[Row]:
             "B/s",
             partial(run, n),
             meaning,
-            target=_TWICE,
+            target=target,
             less=False,
             limit=f"memcpy-{n // MB}MB",
         )
-        for name, run, meaning in (
-            ("scatter", works.scatter, ""),
-            ("gather", works.gather, "Into one array."),
+        for name, run, meaning, target in (
+            ("scatter", works.scatter, "", ""),
+            ("gather", works.gather, "Into one array.", _TWICE),
         )
         for n in _BULK[1:]
     ]
 
+
+def _writable_rows(rows: Sequence[Row]) -> list[Row]:
+    """The large ones of these transfers, of arrays that can be changed where they arrive."""
+    return [
+        replace(
+            row,
+            key=f"writable-{row.key}",
+            group="writable",
+            title=f"{row.title}, writable",
+            run=partial(works.writable, row.run),
+            target=_TWICE,
+        )
+        for row in rows
+        if row.group in ("push", "pull", "scatter") and row.limit in ("memcpy-80MB", "memcpy-400MB")
+    ] + [
+        Row(
+            f"changed-{n // MB}MB",
+            "writable",
+            f"push {_size(n)} to all, and change all of it",
+            "B/s",
+            partial(works.writable, partial(works.push, n, None, changed=True)),
+            "Each engine adds 1 to every item in place: no page stays shared.",
+            less=False,
+        )
+        for n in _BULK[1:]
+    ]
+
+
+_TRANSFERS = [*_transfer_rows(), *_dealing_rows()]
 
 WORK = [
     Row(
@@ -239,8 +269,8 @@ WORK = [
         for chunk in (1, None)
         for n in _TASKS
     ],
-    *_transfer_rows(),
-    *_dealing_rows(),
+    *_TRANSFERS,
+    *_writable_rows(_TRANSFERS),
     Row("dict-push", "dict", "push a dict of 200,000 items", "s", partial(works.push_mapping, 200_000)),
     Row("dict-pull", "dict", "pull a dict of 200,000 items", "s", partial(works.pull_mapping, 200_000)),
     Row(
@@ -299,6 +329,7 @@ ROWS = [*LIFE, *WORK]
 _IMPORTANT = (
     *("first-result", "stop", "engine-memory", "head-memory", "execute-", "apply-", "pipelined"),
     *("push-8B-", "push-80MB-", "pull-80MB-", "scatter-80MB", "gather-80MB", "outstanding-"),
+    *("writable-push-80MB-", "writable-pull-80MB-", "writable-scatter-80MB", "changed-80MB"),
     *("tasks-", "results-memory", "death"),
 )
 #: Stands in `chosen` for the rows that say the most.

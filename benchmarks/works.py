@@ -198,7 +198,8 @@ def _rates(n: int, moved: int, found: list[float]) -> list[float]:
     return found if n < MB else [moved / elapsed for elapsed in found]
 
 
-def push(n: int, engine: int | None, system: System, context: Context) -> list[float]:
+def push(n: int, engine: int | None, system: System, context: Context, changed: bool = False) -> list[float]:
+    """`changed`: where it has arrived, 1 is added to every item in place."""
     size = context.size(n)
     value = payloads.array(size, 0)
     targets = range(system.n) if engine is None else [engine]
@@ -206,15 +207,36 @@ def push(n: int, engine: int | None, system: System, context: Context) -> list[f
     def change() -> None:
         value[...] += 1
 
+    def move() -> None:
+        system.push("pushed", value, engine)
+        if changed:
+            system.increase("pushed")
+
     def check(_: Any) -> None:
-        wanted = payloads.digest(value)
+        wanted = payloads.digest(value + changed)
         for target in targets:
             expect(system.use("pushed", payloads.digest, target), wanted, f"push to {target}")
 
-    found = _transfers(context, n, lambda: system.push("pushed", value, engine), check, change)
-    context.facts["writable where pushed"] = system.use("pushed", payloads.writable, targets[0])
-    system.drop("pushed") if engine is None else system.push("pushed", 0, engine)
+    found = _transfers(context, n, move, check, change)
+    _note_writable("pushed", system.use("pushed", payloads.writable, targets[0]), system, context)
+    system.drop("pushed") if engine is None else system.push("pushed", value[:0], engine)
     return _rates(n, size * len(targets), found)
+
+
+def _note_writable(how: str, found: bool, system: System, context: Context) -> None:
+    if system.writable:
+        expect(found, True, f"writable where {how}")
+    else:
+        context.facts[f"writable where {how}"] = found
+
+
+def writable(run: Callable[..., list[float]], system: System, context: Context) -> list[float]:
+    """A work whose arrays can be changed where they arrive."""
+    system.writable = True
+    try:
+        return run(system, context)
+    finally:
+        system.writable = False
 
 
 def pull(n: int, engine: int | None, system: System, context: Context) -> list[float]:
@@ -228,7 +250,7 @@ def pull(n: int, engine: int | None, system: System, context: Context) -> list[f
         system.make("made", payloads.array, size, seed)
 
     def check(values: list[Any]) -> None:
-        context.facts["writable where pulled"] = payloads.writable(values[0])
+        _note_writable("pulled", payloads.writable(values[0]), system, context)
         wanted = payloads.digest(payloads.array(size, seed))
         expect([payloads.digest(value) for value in values], [wanted] * count, "pull")
 
@@ -249,6 +271,7 @@ def scatter(n: int, system: System, context: Context) -> list[float]:
             expect(found, payloads.digest(part), f"scatter to {engine}")
 
     found = _transfers(context, n, lambda: system.scatter("dealt", value), check, change)
+    _note_writable("scattered", system.use("dealt", payloads.writable, 0), system, context)
     system.drop("dealt")
     return _rates(n, value.nbytes, found)
 

@@ -37,6 +37,8 @@ class System(abc.ABC):
     distribution: ClassVar[str] = ""
     #: What stands in the report beside the name.
     note: ClassVar[str] = ""
+    #: Whether arrays have to be writable where they arrive; those of most systems always are.
+    writable = False
 
     def __init__(self, n: int, folder: Path) -> None:
         self.n = n
@@ -120,6 +122,10 @@ class System(abc.ABC):
     def use(self, name: str, f: Callable[[Any], Any], engine: int) -> Any:
         """Call `f` with the object that is on an engine."""
         return self.one(engine, payloads.use, name, f)
+
+    def increase(self, name: str) -> None:
+        """Add 1 to every item of an array on every engine, in place."""
+        self.all(payloads.use, name, payloads.increase)
 
     def drop(self, name: str) -> None:
         """Forget an object everywhere."""

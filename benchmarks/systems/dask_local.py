@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import distributed  # type: ignore[import-not-found]
 
+from benchmarks import payloads
 from benchmarks.systems.base import System, in_thread, split
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Dask(System):
 
     def use(self, name: str, f: Callable[[Any], Any], engine: int) -> Any:
         return self.submit(engine, f, self.kept[name][engine]).result()
+
+    def increase(self, name: str) -> None:
+        self.collect([self.submit(i, payloads.increase, value) for i, value in enumerate(self.kept[name])])
 
     def drop(self, name: str) -> None:
         del self.kept[name]

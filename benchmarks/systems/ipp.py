@@ -67,6 +67,9 @@ class IPyParallel(System):
     def use(self, name: str, f: Callable[[Any], Any], engine: int) -> Any:
         return self.one(engine, f, ipyparallel.Reference(name))
 
+    def increase(self, name: str) -> None:
+        self.execute(f"{name} += 1", None)
+
     def drop(self, name: str) -> None:
         self.execute(f"del {name}", None)
 

@@ -72,6 +72,9 @@ class IPython1(System):
     def use(self, name: str, f: Callable[[Any], Any], engine: int) -> Any:
         return self.one(engine, f, client.Reference(name))
 
+    def increase(self, name: str) -> None:
+        self.execute(f"{name} += 1", None)
+
     def drop(self, name: str) -> None:
         self.mec.execute(f"del {name}")
 

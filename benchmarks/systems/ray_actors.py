@@ -73,10 +73,18 @@ class Ray(System):
     def push(self, name: str, value: Any, engine: int | None) -> None:
         stored = ray.put(value)
         if engine is None:
-            self.all(payloads.keep, name, stored)
+            self.all(self._keep, name, stored)
         else:
-            self.one(engine, payloads.keep, name, stored)
+            self.one(engine, self._keep, name, stored)
+
+    def pull(self, name: str, engine: int | None) -> list[Any]:
+        values = super().pull(name, engine)
+        return [payloads.own(value) for value in values] if self.writable else values
 
     def scatter(self, name: str, value: np.ndarray) -> None:
         parts = [ray.put(part) for part in split(value, self.n)]
-        self.collect([self.submit(i, payloads.keep, name, part) for i, part in enumerate(parts)])
+        self.collect([self.submit(i, self._keep, name, part) for i, part in enumerate(parts)])
+
+    @property
+    def _keep(self) -> Callable[[str, Any], None]:
+        return payloads.keep_own if self.writable else payloads.keep

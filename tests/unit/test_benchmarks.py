@@ -6,17 +6,19 @@ import io
 import json
 import math
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import isolation, report
+from benchmarks import isolation, payloads, report, works
 from benchmarks import rows as table
 from benchmarks.runner import Results, Runner, planned
 from benchmarks.session import Session
 from benchmarks.summary import Summary, advantage, best_of, rounded, scale, shown, shown_ratio
 from benchmarks.systems import NotOffered
+from benchmarks.systems.base import System
 from benchmarks.works import NO_TIME, Context
 
 POSITIVE = st.floats(min_value=1e-9, max_value=1e12)
@@ -309,6 +311,84 @@ def test_a_row_after_the_end_is_not_begun(tmp_path):
     session = Session(file, Context(tmp_path, end=time.monotonic() - 1), 60)
     session.measure(row("pipelined"), None)
     assert json.loads(file.getvalue()) == {"row": "pipelined", "missing": NO_TIME}
+
+
+class Here(System):
+    """One engine: this process."""
+
+    def start(self): ...
+
+    def stop(self): ...
+
+    def one(self, engine, f, *args):
+        return f(*args)
+
+    def all(self, f, *args):
+        return [f(*args)]
+
+    def submit(self, engine, f, *args):
+        return f(*args)
+
+    def collect(self, handles):
+        return handles
+
+
+class Views(Here):
+    """... whose arrays cannot be changed."""
+
+    def push(self, name, value, engine):
+        value = value[:]
+        value.flags.writeable = False
+        super().push(name, value, engine)
+
+    def pull(self, name, engine):
+        values = super().pull(name, engine)
+        for value in values:
+            value.flags.writeable = False
+        return values
+
+
+TRANSFERS = [partial(works.push, 80_000, None), partial(works.pull, 80_000, None)]
+
+
+@pytest.mark.parametrize("run", TRANSFERS)
+def test_read_only_arrays_are_not_writable(run, tmp_path):
+    context = Context(tmp_path)
+    assert run(Views(1, tmp_path), context)
+    assert list(context.facts.values()) == [False]
+    system = Views(1, tmp_path)
+    with pytest.raises(works.WrongResultError, match="writable where pu"):
+        works.writable(run, system, context)
+    assert not system.writable
+
+
+@pytest.mark.parametrize("run", [*TRANSFERS, partial(works.scatter, 80_000)])
+def test_writable_arrays_are(run, tmp_path):
+    assert works.writable(run, Here(1, tmp_path), Context(tmp_path))
+    assert not payloads.NAMESPACE.get("dealt")
+
+
+def test_an_array_is_copied_where_it_has_to_be():
+    value = payloads.array(800, 1)
+    assert payloads.own(value) is value
+    value.flags.writeable = False
+    copy = payloads.own(value)
+    copy += 1
+    assert payloads.digest(copy) == payloads.digest(payloads.array(800, 2))
+
+
+def test_what_is_changed_where_it_arrived_is_checked(tmp_path):
+    run = partial(works.push, 80_000, None, changed=True)
+
+    class Lazy(Here):
+        def push(self, name, value, engine):
+            super().push(name, value.copy(), engine)
+
+        def increase(self, name):
+            """Does not."""
+
+    with pytest.raises(works.WrongResultError, match="push to 0"):
+        run(Lazy(1, tmp_path), Context(tmp_path))
 
 
 def test_what_counts_as_outside():
