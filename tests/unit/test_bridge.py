@@ -272,23 +272,25 @@ def test_importing_starts_nothing():
 
 def test_a_program_that_just_ends():
     code = """
-        import threading
+        import os, threading
         from concurrent.futures import Future
         from ipython1.kernel.client.bridge import get_bridge
+        def say(*words):  # whole lines, whichever thread it is
+            os.write(1, (" ".join(map(str, words)) + "\\n").encode())
         bridge = get_bridge()
         assert get_bridge() is bridge
         future = Future()
         bridge.submit(lambda: bridge.reactor.callInThread(future.set_result, bridge.in_reactor_thread()))
         bridge.wait(future, 20)
-        bridge.call_user(print, "callback")
+        bridge.call_user(say, "callback")
         def late():
             threading.main_thread().join()
             future = Future()
             bridge.submit(future.set_result, None)
             bridge.wait(future, 20)
-            print("late", future.done())
+            say("late", future.done())
         threading.Thread(target=late).start()
-        print(future.result(), bridge.in_reactor_thread())
+        say(future.result(), bridge.in_reactor_thread())
     """
     assert sorted(run(code).splitlines()) == ["True False", "callback", "late True"]
 
